@@ -1,0 +1,20 @@
+"""Hand-written CUDA kernels for DeepSeek-style models as torch custom ops, each with a CPU reference.
+
+Importing this registers `torch.ops.deepseek_ops` and gives the functions below; it starts no process, writes no
+file and initialises no CUDA. `deepseek_ops.cupy` needs no torch; `deepseek_ops.model` is the model layer.
+"""
+
+from importlib.util import find_spec
+
+from .library import build_info
+
+__version__: str = build_info["version"]
+__all__ = ["__version__", "build_info"]
+
+if find_spec("torch"):
+    from . import gemm, quantize
+    from .gemm import *  # noqa: F403
+    from .quantize import *  # noqa: F403
+
+    for _family in (quantize, gemm):
+        __all__ += _family.__all__

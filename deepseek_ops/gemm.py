@@ -1,0 +1,116 @@
+"""Dense FP8 GEMM with fine-grained scaling.
+
+Kernel: csrc/kernels/sm90_fp8_gemm.cuh.  Method: DeepSeek-V3 report (arXiv:2412.19437), section 3.3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checking import Checker
+from .numeric import BLOCK, FP8, ceil_div
+from .quantize import check_out_dtype, per_block_cast_from_fp8_reference, per_token_cast_from_fp8_reference
+from .registry import register_op
+
+__all__ = ["fp8_gemm_nt", "fp8_gemm_nt_out"]
+
+GEMM_OUT_DTYPES = (torch.bfloat16, torch.float32)
+
+
+def fp8_gemm_nt(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, out_dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """`d = (a * sfa) @ (b * sfb).T`, accumulated in float32.
+
+    Args:
+        a: `[m, k]` float8_e4m3fn, K-major, rows at multiples of 16 bytes. Any `m >= 0`, `k` a multiple of 16.
+        sfa: `[m, ceil(k / 128)]` float32, one dequantization scale per token per 128 channels; any layout
+            (MN-major reads fastest).
+        b: `[n, k]` float8_e4m3fn, K-major, rows at multiples of 16 bytes. `n` a multiple of 8.
+        sfb: `[ceil(n / 128), ceil(k / 128)]` float32, one scale per 128 x 128 block.
+        out_dtype: bfloat16 or float32.
+
+    Returns:
+        `[m, n]` in `out_dtype`; zeros where `k` is 0.
+
+    Raises:
+        TypeError: a dtype is not as above.
+        ValueError: a shape, stride, alignment or device is not as above.
+    """
+    return _fp8_gemm_nt(a, sfa, b, sfb, out_dtype)
+
+
+def fp8_gemm_nt_out(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, *, accumulate: bool = False
+) -> None:
+    """`fp8_gemm_nt` into `out`, which is overwritten, or added to with `accumulate`.
+
+    Args:
+        a, sfa, b, sfb: as in `fp8_gemm_nt`.
+        out: `[m, n]` bfloat16 or float32, rows at multiples of 16 bytes, sharing no memory with the inputs.
+        accumulate: `out += d`, added in float32 and rounded once.
+
+    Raises:
+        TypeError: a dtype is not as above.
+        ValueError: a shape, stride, alignment or device is not as above.
+    """
+    _fp8_gemm_nt_out(a, sfa, b, sfb, out, accumulate)
+
+
+def check_fp8_gemm(
+    check: Checker, a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, lead_b: tuple[int | str, ...] = ()
+) -> tuple[int, ...]:
+    """The operands of one GEMM `[m, k] x [*lead_b, n, k]`; returns `(*lead_b, m, n, k)`."""
+    m, k = check.tensor("a", a, ("m", "k"), FP8)
+    *lead, n, _ = check.tensor("b", b, (*lead_b, "n", k), FP8)
+    check.true(k % 16 == 0, "k", "a multiple of 16", k)
+    check.true(n % 8 == 0, "n", "a multiple of 8", n)
+    check.tensor("sfa", sfa, (m, ceil_div(k, BLOCK)), torch.float32)
+    check.tensor("sfb", sfb, (*lead, ceil_div(n, BLOCK), ceil_div(k, BLOCK)), torch.float32)
+    check.row_stride("a", a, 16)
+    check.row_stride("b", b, 16)
+    return *lead, m, n, k
+
+
+def _check(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype) -> None:
+    check = Checker("fp8_gemm_nt")
+    check_fp8_gemm(check, a, sfa, b, sfb)
+    check_out_dtype(check, out_dtype, GEMM_OUT_DTYPES)
+
+
+def _check_out(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool) -> None:
+    check = Checker("fp8_gemm_nt_out")
+    m, n, _ = check_fp8_gemm(check, a, sfa, b, sfb)
+    check.tensor("out", out, (m, n), GEMM_OUT_DTYPES)
+    check.row_stride("out", out, 16)
+    check.writable("out", out, a, sfa, b, sfb)
+
+
+def fp8_gemm_nt_reference(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """The formula in plain torch: the CPU backend, and what the tests hold the kernel to."""
+    a = per_token_cast_from_fp8_reference(a, sfa, torch.float32)
+    b = per_block_cast_from_fp8_reference(b, sfb, torch.float32)
+    return (a @ b.T).to(out_dtype)
+
+
+def fp8_gemm_nt_out_reference(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool
+) -> None:
+    d = fp8_gemm_nt_reference(a, sfa, b, sfb, torch.float32)
+    out.copy_(out + d if accumulate else d)
+
+
+_fp8_gemm_nt = register_op(
+    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype) -> Tensor",
+    check=_check,
+    fake=lambda a, sfa, b, sfb, out_dtype: a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype),
+    reference=fp8_gemm_nt_reference,
+)
+
+_fp8_gemm_nt_out = register_op(
+    "fp8_gemm_nt_out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) out, bool accumulate) -> ()",
+    check=_check_out,
+    fake=lambda *args: None,
+    reference=fp8_gemm_nt_out_reference,
+)
