@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def nvcc_release(nvcc):
     return found[1] if found else "unknown"
 
 
+def find_tool(name):
+    # beside this Python too: an environment that is used without being activated is not on PATH
+    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+
+
 def say(text):
     print(f"deepseek_ops: {text}", file=sys.stderr, flush=True)
 
@@ -98,23 +104,27 @@ class build_native(Command):
     def run(self):
         nvcc = find_nvcc()
         torch_dir, torch_version = find_torch()
-        try:
-            import pybind11
-        except ModuleNotFoundError:
-            raise SystemExit("--no-build-isolation needs the build tools: pip install cmake ninja pybind11") from None
+        tools = {tool: find_tool(tool) for tool in ("cmake", "ninja")}
+        if not all(tools.values()):
+            raise SystemExit("--no-build-isolation needs the build tools: pip install cmake ninja pybind11")
+        has_pybind11 = find_spec("pybind11") is not None
+        if not has_pybind11:
+            say("no pybind11 found: building WITHOUT the NumPy/CuPy door; the torch ops do not need it")
 
         # one folder per Python, kept between builds: ninja then compiles only what changed
         temp = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         archs = os.environ.get("DEEPSEEK_OPS_ARCHS", "90a")
         config = {
             "CMAKE_BUILD_TYPE": "Release",
-            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),
+            "CMAKE_MAKE_PROGRAM": tools["ninja"],
             "DSO_CUDA": "ON" if nvcc else "OFF",
             "DSO_CUDA_ARCHS": archs,
+            "DSO_PYTHON": "ON" if has_pybind11 else "OFF",
             "DSO_TORCH_DIR": torch_dir,
             "Python_EXECUTABLE": sys.executable,
-            "pybind11_DIR": pybind11.get_cmake_dir(),
         }
+        if has_pybind11:
+            config["pybind11_DIR"] = import_module("pybind11").get_cmake_dir()
         if nvcc:
             config["CMAKE_CUDA_COMPILER"] = nvcc
         jobs = os.environ.get("DEEPSEEK_OPS_JOBS") or str(len(os.sched_getaffinity(0)))
@@ -125,7 +135,7 @@ class build_native(Command):
         env = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1", **os.environ}
 
         def cmake(*args):
-            code = subprocess.call(["cmake", *map(str, args)], env=env)
+            code = subprocess.call([tools["cmake"], *map(str, args)], env=env)
             if code:
                 hint = " (DEEPSEEK_OPS_CUDA=off builds without the CUDA kernels)" if nvcc else ""
                 raise SystemExit(f"deepseek_ops: cmake failed with code {code}{hint}")
@@ -144,7 +154,7 @@ class build_native(Command):
         (target / "_lib" / "build_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
     def get_source_files(self):
-        sources = [ROOT / "CMakeLists.txt", *sorted(ROOT.glob("csrc/**/*.*"))]
+        sources = [ROOT / "CMakeLists.txt", ROOT / "tools/strict_ptxas.sh", *sorted(ROOT.glob("csrc/**/*.*"))]
         return [str(path.relative_to(ROOT)) for path in sources]
 
     def get_outputs(self):
