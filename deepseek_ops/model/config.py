@@ -11,44 +11,42 @@ Source: DeepSeek-V2 report (arXiv:2405.04434) and DeepSeek-V3 report (arXiv:2412
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import torch
 
 from ..numeric import BLOCK
+from ..rope import YarnScaling
 
-try:
-    from ..rope import YarnScaling
-except ImportError:  # TEMPORARY, until rope.py is there
-
-    @dataclass(frozen=True)
-    class YarnScaling:  # type: ignore[no-redef]
-        factor: float
-        original_max_position_embeddings: int
-        beta_fast: float = 32.0
-        beta_slow: float = 1.0
-        mscale: float = 1.0
-        mscale_all_dim: float = 0.0
-
-
-__all__ = ["RELEASED", "ConfigError", "DeepseekConfig", "Fp8Quantization", "YarnScaling", "read_json"]
+__all__ = [
+    "RELEASED",
+    "CheckpointError",
+    "ConfigError",
+    "DeepseekConfig",
+    "Fp8Quantization",
+    "YarnScaling",
+    "read_json",
+]
 
 Dialect = Literal["released", "transformers5"]
 
 MODEL_TYPES: Final = ("deepseek_v2", "deepseek_v3")
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MAX_CONFIG_BYTES: Final = 1 << 20
+MAX_CONFIG_CONTAINERS: Final = 1000
 MAX_MOE_MODULES: Final = 65536
 """Bound on layers x experts, so that the list of expected tensors stays small whatever a config claims."""
 
 
-class ConfigError(ValueError):
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or must not be. Subclasses, here and in `checkpoint.py`, say what is wrong."""
+
+
+class ConfigError(CheckpointError):
     """A config that cannot be read, contradicts itself or asks for what is not supported."""
 
 
@@ -143,10 +141,7 @@ class DeepseekConfig:
     def softmax_scale(self) -> float:
         """`qk_head_dim ** -0.5 * m ** 2` with YaRN's `m = 0.1 * mscale_all_dim * ln(factor) + 1` (V2 report, 3.1.4)."""
         scale = self.qk_head_dim**-0.5
-        yarn = self.rope_scaling
-        if yarn is None or yarn.factor <= 1:
-            return scale
-        return scale * (0.1 * yarn.mscale_all_dim * math.log(yarn.factor) + 1) ** 2
+        return scale * self.rope_scaling.softmax_scale_factor() if self.rope_scaling else scale
 
     @property
     def has_experts(self) -> bool:
@@ -183,7 +178,7 @@ class DeepseekConfig:
         path = Path(source)
         path = path / "config.json" if path.is_dir() else path
         try:
-            return _parse(read_json(path, MAX_CONFIG_BYTES))
+            return _parse(read_json(path, MAX_CONFIG_BYTES, MAX_CONFIG_CONTAINERS))
         except ConfigError as error:
             raise ConfigError(f"{path.name}: {error}") from None
 
@@ -238,14 +233,6 @@ def _check(c: DeepseekConfig) -> None:
     _number("routed_scaling_factor", c.routed_scaling_factor, 1e-6, 1e6)
     _number("rms_norm_eps", c.rms_norm_eps, 1e-20, 0.1)
     _number("rope_theta", c.rope_theta, 1.0, 1e12)
-    if yarn := c.rope_scaling:
-        _number("rope_scaling.factor", yarn.factor, 1.0, 1e6)
-        _integer("rope_scaling.original_max_position_embeddings", yarn.original_max_position_embeddings, 1, 1 << 30)
-        _number("rope_scaling.beta_fast", yarn.beta_fast, 1e-6, 1e9)
-        _number("rope_scaling.beta_slow", yarn.beta_slow, 1e-6, 1e9)
-        _true(yarn.beta_slow < yarn.beta_fast, "rope_scaling.beta_slow", "below beta_fast", yarn.beta_slow)
-        _number("rope_scaling.mscale", yarn.mscale, 0.0, 1e3)
-        _number("rope_scaling.mscale_all_dim", yarn.mscale_all_dim, 0.0, 1e3)
     for key in ("norm_topk_prob", "rope_interleave", "tie_word_embeddings"):
         _true(isinstance(getattr(c, key), bool), key, "true or false", getattr(c, key))
     if c.quantization:
@@ -346,6 +333,14 @@ _SHARED_DEFAULTS: Final[dict[str, Any]] = {
 _NULL_MEANS: Final[dict[str, Any]] = {"n_group": 1, "topk_group": 1, "n_shared_experts": 0, "rope_interleave": True}
 """Keys that releases or transformers write as null, and what that stands for."""
 
+_YARN_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "factor": (1.0, 1e6),
+    "beta_fast": (1e-6, 1e9),
+    "beta_slow": (1e-6, 1e9),
+    "mscale": (0.0, 1e3),
+    "mscale_all_dim": (0.0, 1e3),
+}
+
 _OTHER_NAMES: Final = {"num_nextn_predict_layers": "num_mtp_layers"}
 
 
@@ -410,14 +405,15 @@ def _parse_yarn(rope: dict[str, Any]) -> YarnScaling | None:
         if rope.get(key) not in (None, True):
             raise ConfigError(f"rope_scaling.{key} must be absent, got {_short(rope[key])}: it is unsupported")
     _true("factor" in rope, "rope_scaling.factor", "given", None)
-    return YarnScaling(
-        factor=rope["factor"],
-        original_max_position_embeddings=rope.get("original_max_position_embeddings", 4096),
-        beta_fast=rope.get("beta_fast", 32.0),
-        beta_slow=rope.get("beta_slow", 1.0),
-        mscale=rope.get("mscale", 1.0),
-        mscale_all_dim=rope.get("mscale_all_dim", 0.0),
-    )
+    original = rope.get("original_max_position_embeddings", 4096)
+    _integer("rope_scaling.original_max_position_embeddings", original, 1, 1 << 30)
+    given = {key: rope[key] for key in _YARN_RANGES if rope.get(key) is not None}
+    for key, value in given.items():
+        _number(f"rope_scaling.{key}", value, *_YARN_RANGES[key])
+    try:
+        return YarnScaling(original_max_position_embeddings=original, **given)
+    except ValueError as error:
+        raise ConfigError(f"rope_scaling: {error}") from None
 
 
 def _parse_quantization(raw: dict[str, Any] | None) -> Fp8Quantization | None:
@@ -461,8 +457,7 @@ def _to_dict(c: DeepseekConfig, dialect: Dialect) -> dict[str, Any]:
 
     yarn = None
     if c.rope_scaling is not None:
-        keys = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-        yarn = {key: getattr(c.rope_scaling, key) for key in keys}
+        yarn = {key: value for key, value in asdict(c.rope_scaling).items() if value is not None}
     if dialect == "released":
         out["rope_theta"] = c.rope_theta
         out["rope_scaling"] = None if yarn is None else {"type": "yarn"} | yarn
@@ -485,24 +480,42 @@ def _to_dict(c: DeepseekConfig, dialect: Dialect) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- JSON
 
 
-def read_json(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file for reading that must be a regular one: no FIFO to wait at, no device to read for ever.
+
+    Raises:
+        ConfigError: it is something else.
+        OSError: it cannot be opened.
+    """
+    _true(stat.S_ISREG(os.stat(path).st_mode), "the file", "a regular file", "something else")
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # swapped in between
+        stream.close()
+        raise ConfigError("the file must be a regular file, got something else")
+    return stream
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int, max_containers: int) -> dict[str, Any]:
     """Reads a JSON object from a file that may be hostile.
 
     Raises:
-        ConfigError: not a regular file, over `max_bytes`, not UTF-8, not JSON, nested too deep, a key given twice, or
-            not an object.
+        ConfigError: not a regular file, over `max_bytes`, or as `parse_json`.
         OSError: the file cannot be opened.
     """
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block here
-    with os.fdopen(file, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        _true(stat.S_ISREG(status.st_mode), "the file", "a regular file", "something else")
-        _true(status.st_size <= max_bytes, "the file", f"at most {max_bytes} bytes", status.st_size)
-        return parse_json(stream.read(max_bytes))
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        _true(size <= max_bytes, "the file", f"at most {max_bytes} bytes", size)
+        return parse_json(stream.read(max_bytes), max_containers)
 
 
-def parse_json(data: bytes) -> dict[str, Any]:
-    """A JSON object from bytes, with `read_json`'s checks."""
+def parse_json(data: bytes, max_containers: int) -> dict[str, Any]:
+    """A JSON object of at most `max_containers` objects and arrays, which bounds both its depth and its memory.
+
+    Raises:
+        ConfigError: not UTF-8, not JSON, too many or too deep containers, a key given twice, or not an object.
+    """
+    containers = data.count(b"{") + data.count(b"[")
+    _true(containers <= max_containers, "the JSON", f"of at most {max_containers} objects and arrays", containers)
     try:
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_bounded_int)
@@ -517,11 +530,11 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ConfigError(f"the key {_short(twice)} is given twice")
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ConfigError(f"the key {_short(key)} is given twice")
+        table[key] = value
     return table
 
 
@@ -530,7 +543,7 @@ def _no_constant(name: str) -> None:
 
 
 def _bounded_int(digits: str) -> int:
-    if not re.fullmatch(r"-?\d{1,20}", digits):
+    if len(digits) > 20:  # Python itself would raise a bare ValueError only at 4300
         raise ConfigError(f"an integer of {len(digits)} digits")
     return int(digits)
 
