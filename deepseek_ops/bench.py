@@ -29,6 +29,7 @@ from torch import Tensor
 
 from .library import build_info
 from .numeric import FP8, align, ceil_div
+from .registry import OPS
 
 __all__ = [
     "Call",
@@ -40,6 +41,7 @@ __all__ = [
     "Measurement",
     "Ratio",
     "Timed",
+    "backend",
     "ceilings",
     "conditions",
     "measure",
@@ -340,6 +342,16 @@ def _warm_up(runs: Sequence[Callable[[], float]], seconds: float, device: str) -
 
 
 # ------------------------------------------------------------------------------------------------ conditions
+
+
+def backend(op: str, device: str) -> str:
+    """What runs when `op` is called on `device`: "kernel sm90a", "reference on CUDA" or "reference on CPU"."""
+    if not device.startswith("cuda"):
+        return "reference on CPU"
+    if OPS[op].has_kernel and torch.cuda.get_device_capability() == (9, 0):
+        return "kernel sm90a"
+    return "reference on CUDA"
+
 
 STATE_FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_event_reasons.active")
 

@@ -1,0 +1,1 @@
+"""What is measured, against what, and how the figures reach the README."""

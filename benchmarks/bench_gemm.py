@@ -1,0 +1,45 @@
+"""The dense FP8 GEMM at the weights of DeepSeek-V3, from one token to a long prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import deepseek_ops
+from benchmarks import peers
+from benchmarks.harness import OURS, Case, some_rows, worst_row
+from benchmarks.shapes import DENSE, DENSE_STAND_INS, DEVICE, SMALL_M, Gemm, for_this_machine
+from tests.support import BF16_LIMIT, dequantized_product
+
+
+def operands(shape: Gemm, seed: int):
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    x = torch.randn(shape.m, shape.k, generator=generator, device=DEVICE).bfloat16()
+    w = torch.randn(shape.n, shape.k, generator=generator, device=DEVICE).bfloat16()
+    a, sfa = deepseek_ops.per_token_cast_to_fp8(x, mn_major=True)
+    return a, sfa, *deepseek_ops.per_block_cast_to_fp8(w), torch.bfloat16
+
+
+def error(inputs, out) -> float:
+    a, sfa, b, sfb, _ = inputs
+    rows = some_rows(a.shape[0], a.device)
+    return worst_row(out[rows], dequantized_product(a[rows], sfa[rows], b, sfb))
+
+
+@pytest.mark.parametrize("shape", for_this_machine((*DENSE, *SMALL_M), DENSE_STAND_INS), ids=str)
+def test_fp8_gemm_nt(gpu_bench, shape: Gemm):
+    ours = lambda a, sfa, b, sfb, out_dtype: partial(deepseek_ops.fp8_gemm_nt, a, sfa, b, sfb, out_dtype=out_dtype)
+    gpu_bench(
+        Case(
+            op="fp8_gemm_nt",
+            case=str(shape),
+            make=partial(operands, shape),
+            providers={OURS: ours, **peers.dense_gemm()},
+            error=error,
+            limit=BF16_LIMIT,
+            flops=shape.flops,
+            num_bytes=shape.num_bytes,
+        )
+    )

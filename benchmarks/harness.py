@@ -1,0 +1,172 @@
+"""One benchmark case from inputs to a row of the results: measured, verified, and replayed into pytest-benchmark.
+
+pytest-benchmark keeps the statistics, groups and comparisons between runs. Its clock is replaced: time advances by
+the samples that deepseek_ops.bench took on the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import UPPER_MARKS, Prepare
+from deepseek_ops import bench
+from deepseek_ops.bench import Ceilings, Measurement
+
+OURS = "deepseek_ops"
+
+
+class ReplayClock:
+    """A clock that stands still until a sample is replayed."""
+
+    __name__ = "replayed_samples"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = ReplayClock()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be measured."""
+
+    op: str
+    case: str
+    make: Callable[[int], tuple[Any, ...]]
+    """From a seed to an input set, random but never zero."""
+    providers: Mapping[str, Prepare]
+    """Ours first."""
+    error: Callable[[tuple[Any, ...], Any], float]
+    """The worst row's relative error of an output, against float64, from its input set."""
+    limit: float
+    """What the error of a correct output stays under."""
+    flops: float
+    num_bytes: float
+    """The fewest bytes that a call must move."""
+
+
+def run_once(case: Case) -> float:
+    """Calls our op on one input set and verifies it; returns the error."""
+    inputs = case.make(0)
+    error = case.error(inputs, case.providers[OURS](*inputs)())
+    assert error <= case.limit, f"{case.op} at {case.case}: error {error:.1e} > {case.limit:.0e}"
+    return error
+
+
+def run(case: Case, device: str, ceilings: Ceilings, **options: Any) -> tuple[Measurement, dict[str, Any]]:
+    """Measures all providers, verifies the buffers that were timed, and returns the row of the results."""
+    inputs = [case.make(seed) for seed in range(bench.num_input_sets(case.num_bytes))]
+    calls, absent = {}, {}
+    for provider, prepare in case.providers.items():
+        try:
+            calls[provider] = [prepare(*x) for x in inputs]
+        except Exception as failure:
+            if provider == OURS:
+                raise
+            absent[provider] = bench.reason(failure)
+    measured = bench.measure(calls, device=device, **options)
+    measured.absent.update(absent)
+    errors = {
+        provider: max(case.error(x, out) for x, out in ends(inputs, outputs))
+        for provider, outputs in measured.outputs.items()
+        if provider not in UPPER_MARKS
+    }
+    row = describe(case, measured, errors, ceilings)
+    assert errors[OURS] <= case.limit, f"{case.op} at {case.case}: error {errors[OURS]:.1e} > {case.limit:.0e}"
+    return measured, row
+
+
+def ends(inputs: list[tuple[Any, ...]], outputs: list[object]) -> list[tuple[tuple[Any, ...], object]]:
+    """The first and the last input set with what was computed from it."""
+    done = [(x, out) for x, out in zip(inputs, outputs, strict=True) if out is not None]
+    return done[:1] + done[1:][-1:]
+
+
+def describe(case: Case, measured: Measurement, errors: Mapping[str, float], ceilings: Ceilings) -> dict[str, Any]:
+    """The row: see benchmarks/report.py for what its keys mean."""
+    floor = ceilings.floor(case.flops, case.num_bytes)
+    providers: dict[str, Any] = {provider: {"absent": why} for provider, why in measured.absent.items()}
+    for provider, samples in measured.samples.items():
+        median = measured.median(provider)
+        providers[provider] = {
+            "median_us": median * 1e6,
+            "iqr_us": measured.iqr(provider) * 1e6,
+            "n": len(samples),
+            "samples_us": [round(x * 1e6, 4) for x in samples],
+            "timer": measured.clocks[provider],
+            "tflops": case.flops / median / 1e12,
+            "gbps": case.num_bytes / median / 1e9,
+            "share_of_floor": floor / median,
+        }
+        if provider != OURS:
+            ratio = measured.ratio(provider)
+            providers[provider]["ratio"] = [ratio.median, ratio.low, ratio.high]
+        if provider in UPPER_MARKS:
+            providers[provider]["upper_mark"] = True
+        else:
+            providers[provider] |= {"error": errors[provider], "correct": errors[provider] <= case.limit}
+    noise = measured.noise
+    return {
+        "op": case.op,
+        "case": case.case,
+        "flops": case.flops,
+        "bytes": case.num_bytes,
+        "floor_us": floor * 1e6,
+        "limit": case.limit,
+        "a_a": [noise.median, noise.low, noise.high],
+        "gpu_state": measured.gpu_state,
+        "providers": providers,
+    }
+
+
+class Results:
+    """The rows of a session. Written after each, so that a run which is cut short keeps what it has."""
+
+    def __init__(self, path: Path | None, device: str) -> None:
+        self.path = path
+        self.device = device
+        self._ceilings: Ceilings | None = None
+        self.content: dict[str, Any] = {"schema": 1, "cases": []}
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """Measured at the first need, in the same run as everything that they are compared with."""
+        if self._ceilings is None:
+            self._ceilings = bench.ceilings(self.device)
+            self.content["conditions"] = bench.conditions(self.device)
+            self.content["ceilings"] = vars(self._ceilings)
+        return self._ceilings
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.content["cases"].append(row)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.content, indent=1) + "\n")
+
+
+def worst_row(got: Tensor, want: Tensor) -> float:
+    """The largest relative L2 error of a row (last dimension), in float64; infinite where a NaN is not wanted."""
+    got, want = got.double(), want.double()
+    same = (got == want) | (got.isnan() & want.isnan())
+    error = torch.where(same, 0.0, got - want).norm(dim=-1)
+    ratio = torch.where(error == 0, 0.0, error / torch.where(want.isnan(), 0.0, want).norm(dim=-1))
+    return float(ratio.nan_to_num(nan=float("inf")).max()) if ratio.numel() else 0.0
+
+
+def some_rows(m: int, device: str, at_most: int = 64) -> Tensor:
+    """Row indices to verify: the first, the last and some between."""
+    return torch.linspace(0, m - 1, min(m, at_most), device=device).long()
