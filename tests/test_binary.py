@@ -1,0 +1,182 @@
+"""What was built: the stable torch ABI only, no library that a user may lack, kernels as they were meant.
+
+The libraries are built once, against one torch; that they load in every torch from 2.11 on follows from the symbols
+they ask for. tests/data/torch_2_11_shims.txt lists the stable functions which torch 2.11's libtorch_cpu.so exports.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from deepseek_ops import build_info
+from deepseek_ops.library import library_path
+
+TORCH, KERNELS = library_path("torch"), library_path("kernels")
+NATIVE = sorted(Path(TORCH).parent.parent.glob("_native*.so"))
+SHIMS = Path(__file__).parent / "data/torch_2_11_shims.txt"
+
+GEMM_INSTRUCTIONS = {
+    "QGMMA": "WGMMA on FP8",
+    "UTMALDG": "TMA loads",
+    "UTMASTG": "TMA stores",
+    "SYNCS": "mbarriers",
+    "USETMAXREG": "registers moved from the producer to the math warpgroups",
+}
+
+
+def find_tool(name):
+    """A CUDA binary tool: on PATH, in the toolkit, or from its wheel."""
+    wheel = importlib.util.find_spec("nvidia.cu13") if importlib.util.find_spec("nvidia") else None
+    folders = [f"{folder}/bin" for folder in (wheel.submodule_search_locations if wheel else [])]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
+
+
+def output(tool, *args):
+    found = find_tool(tool)
+    if found is None:
+        pytest.skip(f"no {tool} here")
+    env = {**os.environ, "PATH": f"{Path(found).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run([found, *map(str, args)], env=env, capture_output=True, text=True, check=True).stdout
+
+
+def symbols(library, which):
+    return {line.split()[-1].split("@")[0] for line in output("nm", "-D", which, library).splitlines() if line.strip()}
+
+
+def dynamic(library, tag):
+    return re.findall(rf"\({tag}\)\s+(?:.*\[(.*)\]|.*?:?\s*(.*))", output("readelf", "-dW", library))
+
+
+def needed(library):
+    return {bracketed for bracketed, _ in dynamic(library, "NEEDED")}
+
+
+@functools.cache
+def resource_usage():
+    """Kernel -> {REG, STACK, SHARED, LOCAL, ...} of every kernel in the library."""
+    text = output("cuobjdump", "--dump-resource-usage", KERNELS)
+    found = re.findall(r"Function (\S+):\n\s*(.*)", text)
+    return {name: {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage)} for name, usage in found}
+
+
+@functools.cache
+def instructions():
+    """Kernel -> how often each instruction (without its modifiers) stands in it."""
+    found: dict[str, Counter[str]] = {}
+    name = ""
+    for line in output("cuobjdump", "-sass", KERNELS).splitlines():
+        if function := re.match(r"\s*Function : (\S+)", line):
+            name = function[1]
+            found[name] = Counter()
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][A-Z0-9_]*)", line):
+            found[name][instruction[1]] += 1
+    return found
+
+
+needs_cuda = pytest.mark.skipif(not build_info["cuda"], reason="built without the CUDA kernels")
+
+
+def test_the_torch_library_keeps_to_the_stable_abi():
+    unstable = r"_ZNK?K?(2at|3c10|5torch)|_ZT[IVS]N(2at|3c10|5torch)|_?Py"
+    assert not [name for name in symbols(TORCH, "--undefined-only") if re.match(unstable, name)]
+
+
+def test_the_torch_library_asks_only_for_what_torch_2_11_has():
+    available = {line for line in SHIMS.read_text().splitlines() if not line.startswith("#")}
+    asked = {name for name in symbols(TORCH, "--undefined-only") if name.startswith(("aoti_", "torch_"))}
+    assert asked <= available, f"not in torch 2.11: {sorted(asked - available)}"
+
+
+def test_the_kernels_know_no_torch_and_no_python():
+    banned = r"aoti_|torch_|_?Py|_ZNK?(2at|3c10|5torch)"
+    assert not [name for name in symbols(KERNELS, "--undefined-only") if re.match(banned, name)]
+    assert not [library for library in needed(KERNELS) if "torch" in library or "python" in library]
+
+
+def test_the_kernels_export_their_c_interface_and_no_more():
+    exported = symbols(KERNELS, "--defined-only")
+    assert {"dso_last_error", "dso_built_with_cuda"} <= exported
+    assert not [name for name in exported if not name.startswith("dso_")]
+
+
+@pytest.mark.parametrize("library", [KERNELS, TORCH, *NATIVE], ids=lambda path: Path(path).name)
+def test_no_library_is_needed_that_a_user_may_lack(library):
+    # CUDA's runtime is linked in, its driver is looked up when it is called, and no torch but libtorch_cpu is named:
+    # so the same files load with and without a GPU, a driver, a CUDA build of torch.
+    system = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "ld-linux-x86-64.so.2", "libdl.so.2"}
+    system |= {"libpthread.so.0", "librt.so.1"}
+    ours = {"libdeepseek_kernels.so", "libtorch_cpu.so"}
+    assert needed(library) <= system | ours, sorted(needed(library) - system - ours)
+
+
+@pytest.mark.parametrize("library", [KERNELS, TORCH, *NATIVE], ids=lambda path: Path(path).name)
+def test_the_cxx_runtime_is_the_one_that_torch_uses(library):
+    # Two copies of libstdc++ in a process crash on the first exception that crosses between them.
+    throws = {"__cxa_throw", "__cxa_allocate_exception", "_Znwm"}
+    if throws & symbols(library, "--undefined-only"):
+        assert "libstdc++.so.6" in needed(library)
+    assert not throws & symbols(library, "--defined-only")
+
+
+@pytest.mark.parametrize("library", [TORCH, *NATIVE], ids=lambda path: Path(path).name)
+def test_libraries_find_each_other_wherever_they_are_installed(library):
+    paths = re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.*)\]", output("readelf", "-dW", library))
+    assert paths in (["$ORIGIN"], ["$ORIGIN/_lib"]), paths
+
+
+@pytest.mark.parametrize("library", [KERNELS, TORCH], ids=lambda path: Path(path).name)
+def test_libraries_are_hardened(library):
+    headers = output("readelf", "-lW", library)
+    assert "GNU_RELRO" in headers
+    assert re.search(r"GNU_STACK.* RW ", headers), "the stack must not be executable"
+    assert "NOW" in output("readelf", "-dW", library), "symbols must be bound at load, then read-only"
+
+
+def test_messages_do_not_name_the_builder_s_folders():
+    root = str(Path(__file__).resolve().parent.parent).encode()
+    assert root not in Path(TORCH).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- kernels
+
+
+@needs_cuda
+def test_the_machine_code_is_for_the_stated_gpus_only():
+    wanted = {f"sm_{arch}" for arch in build_info["archs"]}
+    assert set(re.findall(r"\.(sm_\w+)\.cubin", output("cuobjdump", "-lelf", KERNELS))) == wanted
+    assert ".ptx" not in output("cuobjdump", "-lptx", KERNELS), "PTX would be compiled on the user's machine, unseen"
+
+
+@needs_cuda
+def test_no_kernel_spills_or_uses_local_memory():
+    usage = resource_usage()
+    assert usage, "there are kernels"
+    assert not {name: used for name, used in usage.items() if used["LOCAL"] or used["STACK"]}
+
+
+@needs_cuda
+def test_static_shared_memory_stays_within_the_default():
+    assert not {name: used for name, used in resource_usage().items() if used["SHARED"] > 48 * 1024}
+
+
+@needs_cuda
+def test_the_gemm_is_made_of_hopper_s_instructions():
+    kernels = {name: counts for name, counts in instructions().items() if "fp8_gemm" in name}
+    assert kernels, "there are GEMM kernels"
+    for name, counts in kernels.items():
+        for instruction, what in GEMM_INSTRUCTIONS.items():
+            assert counts[instruction], f"{name} has no {instruction}: no {what}"
+
+
+@needs_cuda
+def test_no_kernel_traps_or_prints():
+    for name, counts in instructions().items():
+        assert not counts["BPT"], f"{name} can trap: a wrong input would end the process's CUDA context"
+        assert not counts["CALL"], f"{name} calls a function that was not inlined"
