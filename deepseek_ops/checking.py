@@ -34,11 +34,12 @@ class Checker:
         dtype: torch.dtype | tuple[torch.dtype, ...] | None = None,
         *,
         min_dim: int = 0,
+        max_dim: int | None = None,
     ) -> tuple[int, ...]:
         """Checks a tensor argument and returns its shape.
 
         `shape` fixes the rank; a number in it is a wanted extent, a string names a free one. Without `shape`
-        any rank from `min_dim` on is taken.
+        any rank from `min_dim` to `max_dim` is taken.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"{self.op}: {name} must be a Tensor, got {type(x).__name__}")
@@ -56,6 +57,8 @@ class Checker:
         if shape is None:
             if len(got) < min_dim:
                 self.fail(name, f"of {min_dim} or more dimensions", _list(got))
+            if max_dim is not None and len(got) > max_dim:
+                self.fail(name, f"of at most {max_dim} dimensions", _list(got))
         elif len(got) != len(shape) or any(not isinstance(w, str) and w != g for w, g in zip(shape, got, strict=True)):
             self.fail(name, _list(shape), _list(got))
         return got

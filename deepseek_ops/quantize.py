@@ -84,7 +84,7 @@ def per_token_cast_to_fp8(
     `x * (448 / amax)`. A last run of fewer than 128 channels is a block of its own.
 
     Args:
-        x: `[..., m, k]` bfloat16, float16 or float32, contiguous in the last dimension.
+        x: `[m, k]` or `[groups, m, k]` bfloat16, float16 or float32, contiguous in the last dimension.
         use_ue8m0: round the scales up to powers of two.
         mn_major: return the scales MN-major and TMA-aligned instead of row-major.
         amax_floor: lower bound of a block's largest magnitude, at least 1e-30.
@@ -97,14 +97,15 @@ def per_token_cast_to_fp8(
 
     Raises:
         TypeError: `x` is not a tensor of one of these dtypes.
-        ValueError: fewer than two dimensions, a last dimension that is not contiguous, or a floor below 1e-30.
+        ValueError: fewer than two or more than three dimensions, a last dimension that is not contiguous, or a floor
+            below 1e-30.
     """
     return _per_token_cast_to_fp8(x, use_ue8m0, mn_major, amax_floor)
 
 
 def _check_per_token_cast(x: Tensor, use_ue8m0: bool, mn_major: bool, amax_floor: float) -> None:
     check = Checker("per_token_cast_to_fp8")
-    check.tensor("x", x, dtype=HIGH_PRECISION, min_dim=2)
+    check.tensor("x", x, dtype=HIGH_PRECISION, min_dim=2, max_dim=3)
     check.row_stride("x", x, x.element_size())
     check_amax_floor(check, amax_floor)
 

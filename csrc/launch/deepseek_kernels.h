@@ -2,6 +2,7 @@
 //
 // Neither CUDA nor torch headers are needed to include this file. Every function returns a dso_status; the sentence
 // behind anything but DSO_OK is dso_last_error(). All are safe to call from many threads, and during graph capture.
+// Strides are in elements. Launches go to the calling thread's current device, which must own the pointers.
 #pragma once
 
 #include <stdint.h>
@@ -29,6 +30,50 @@ DSO_API const char* dso_last_error(void);
 // Whether the kernels were compiled in, and whether `device` is a GPU that they were compiled for (0 or 1).
 DSO_API int dso_built_with_cuda(void);
 DSO_API int dso_has_kernels_for(int device);
+
+// d = (a * sfa) @ (b * sfb).T, or d += it.
+typedef struct dso_fp8_gemm {
+    const void* a;                         // [m, k] e4m3, rows contiguous, 16-byte aligned
+    const float* sfa;                      // [m, ceil(k / 128)]
+    const void* b;                         // [n, k] e4m3, rows contiguous, 16-byte aligned
+    const float* sfb;                      // [ceil(n / 128), ceil(k / 128)]
+    void* d;                               // [m, n], rows contiguous, 16-byte aligned
+    int64_t m, n, k;                       // n a multiple of 8, k of 16
+    int64_t a_stride, b_stride, d_stride;  // between rows
+    int64_t sfa_stride_m, sfa_stride_k;
+    int64_t sfb_stride_n, sfb_stride_k;
+    dso_dtype d_dtype;  // DSO_BF16 or DSO_F32
+    int accumulate;     // 0: overwrite d; 1: add to it
+} dso_fp8_gemm;
+
+DSO_API dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream stream);
+
+// The tile that dso_fp8_gemm_nt takes for a shape on a GPU of `num_sms`: block_m, block_n, stages, shared bytes.
+typedef struct dso_fp8_gemm_config {
+    int block_m, block_n, num_stages, shared_bytes;
+} dso_fp8_gemm_config;
+
+DSO_API dso_status dso_select_fp8_gemm_config(int64_t m, int64_t n, int64_t k, int num_sms,
+                                              dso_fp8_gemm_config* config);
+
+// q, sf = x quantized with one scale per row per 128 columns.
+typedef struct dso_per_token_cast {
+    const void* x;  // [groups, m, k] of x_dtype, rows contiguous
+    void* q;        // [groups, m, k] e4m3, contiguous
+    float* sf;      // [groups, m, ceil(k / 128)]
+    int64_t num_groups, m, k;
+    int64_t x_stride_group, x_stride_m;
+    int64_t sf_stride_group, sf_stride_m, sf_stride_k;
+    dso_dtype x_dtype;
+    float amax_floor;  // at least 1e-30
+    int use_ue8m0;     // 1: scales are rounded up to powers of two
+} dso_per_token_cast;
+
+DSO_API dso_status dso_per_token_cast_to_fp8(const dso_per_token_cast* cast, dso_stream stream);
+
+// The same two on host memory, in plain loops: for NumPy arrays, and as an oracle beside torch.
+DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);
+DSO_API dso_status dso_per_token_cast_to_fp8_host(const dso_per_token_cast* cast);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -1,1 +1,20 @@
-// Nothing but the list of ops that have a CUDA kernel. Schemas, fakes and references are in deepseek_ops/*.py.
+// Nothing but the list of ops that have a CUDA kernel.
+#include "torch/fallback.h"
+#include "torch/ops.h"
+
+#ifdef DSO_WITH_CUDA
+
+// One line an op: its kernel where the GPU has one, its reference elsewhere.
+#define DSO_REGISTER(library, op)                                                 \
+    do {                                                                          \
+        static constexpr char name[] = #op;                                       \
+        library.impl(name, &dso::kernel_or_reference<name, TORCH_BOX(&dso::op)>); \
+    } while (0)
+
+STABLE_TORCH_LIBRARY_IMPL(deepseek_ops, CUDA, library) {
+    DSO_REGISTER(library, fp8_gemm_nt);
+    DSO_REGISTER(library, fp8_gemm_nt_out);
+    DSO_REGISTER(library, per_token_cast_to_fp8);
+}
+
+#endif

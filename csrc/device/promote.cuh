@@ -1,0 +1,24 @@
+// Promotion: the FP8 numerics in one place.
+//
+// Hopper's tensor core keeps about 14 bits of an FP8 product's running sum. So after each 128 of K (one scale block)
+// the partial sum is taken out, multiplied by the scales of its A row and B block, and added up in float32 registers.
+// Source: DeepSeek-V3 report, arXiv:2412.19437, section 3.3.2.
+#pragma once
+
+#include "ptx/types.cuh"
+
+namespace dso {
+
+/// sum += scale * partial for a WGMMA accumulator; a thread's elements lie in two rows, eight apart.
+template <int kCount>
+DSO_DEVICE void promote(float (&sum)[kCount], const float (&partial)[kCount], float upper_scale, float lower_scale) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+        sum[i + 0] += upper_scale * partial[i + 0];
+        sum[i + 1] += upper_scale * partial[i + 1];
+        sum[i + 2] += lower_scale * partial[i + 2];
+        sum[i + 3] += lower_scale * partial[i + 3];
+    }
+}
+
+}  // namespace dso

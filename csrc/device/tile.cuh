@@ -1,0 +1,31 @@
+// Tiles in shared memory under the 128-byte swizzle: how TMA lays them out, WGMMA reads them, and threads write them.
+//
+// A tile is rows of 128 bytes. Within each group of eight rows (1024 bytes, to which the tile must be aligned) the
+// 16-byte chunk `c` of row `r` lies at chunk `c ^ (r % 8)`, so that a column of chunks falls into different banks.
+#pragma once
+
+#include "ptx/mbarrier.cuh"
+
+namespace dso {
+
+inline constexpr int kSwizzleBytes = 128;  // bytes of a tile's row, and the swizzle's width
+inline constexpr int kSwizzleAtomBytes = 8 * kSwizzleBytes;
+
+/// The byte offset of 16-byte chunk `chunk` of row `row`.
+DSO_DEVICE uint32_t swizzled_offset(uint32_t row, uint32_t chunk) {
+    return row * kSwizzleBytes + ((chunk ^ (row % 8)) * 16);
+}
+
+/// WGMMA's descriptor of a K-major tile that starts at `tile`: start address and stride between groups of eight rows,
+/// in units of 16 bytes (bits 0 and 32), and the 128-byte swizzle (1 at bit 62). Bits 16 to 29 do not matter under it.
+DSO_DEVICE uint64_t wgmma_descriptor(const void* tile) {
+    return static_cast<uint64_t>((ptx::smem_addr(tile) & 0x3FFFF) >> 4) | uint64_t{1} << 16 |
+           uint64_t{kSwizzleAtomBytes >> 4} << 32 | uint64_t{1} << 62;
+}
+
+/// The descriptor `num_bytes` further on: along K within the swizzled row, or by whole atoms.
+DSO_DEVICE uint64_t advance_descriptor(uint64_t descriptor, uint32_t num_bytes) {
+    return descriptor + (num_bytes >> 4);
+}
+
+}  // namespace dso

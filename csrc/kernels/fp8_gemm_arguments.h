@@ -1,0 +1,15 @@
+// The FP8 GEMM kernel's parameters, apart from its tensor maps: plain data that host and device share.
+#pragma once
+
+#include "ptx/types.cuh"
+
+namespace dso {
+
+struct Fp8GemmArguments {
+    const float* sfa;  // [m, ceil(k / 128)], strides below
+    const float* sfb;  // [ceil(n / 128), ceil(k / 128)], strides below
+    int64_t sfa_stride_m, sfa_stride_k, sfb_stride_n, sfb_stride_k;
+    int m, n, k;
+};
+
+}  // namespace dso

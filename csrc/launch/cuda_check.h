@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "launch/status.h"
+
+// Returns from the enclosing function with DSO_CUDA_ERROR when `expression` fails.
+#define DSO_CUDA(expression)                                                                           \
+    do {                                                                                               \
+        const cudaError_t dso_error_ = (expression);                                                   \
+        if (dso_error_ != cudaSuccess)                                                                 \
+            return ::dso::fail(DSO_CUDA_ERROR, "%s: %s", #expression, cudaGetErrorString(dso_error_)); \
+    } while (0)
+
+// Returns from the enclosing function when `expression`, a dso_status, is not DSO_OK.
+#define DSO_TRY(expression)                            \
+    do {                                               \
+        const dso_status dso_status_ = (expression);   \
+        if (dso_status_ != DSO_OK) return dso_status_; \
+    } while (0)

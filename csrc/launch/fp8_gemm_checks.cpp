@@ -1,0 +1,32 @@
+#include "launch/fp8_gemm_checks.h"
+
+#include "launch/status.h"
+
+namespace dso {
+namespace {
+
+constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1024;  // tile arithmetic is in int
+
+bool is_aligned(const void* pointer, int64_t stride, int element_bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride * element_bytes % 16 == 0;
+}
+
+}  // namespace
+
+dso_status check_fp8_gemm(const dso_fp8_gemm& gemm) {
+    const auto wrong = [](const char* what) { return fail(DSO_INVALID, "fp8_gemm_nt: %s", what); };
+    if (gemm.m < 0 || gemm.n < 0 || gemm.k < 0) return wrong("m, n and k must not be negative");
+    if (gemm.m > kMaxExtent || gemm.n > kMaxExtent || gemm.k > kMaxExtent)
+        return wrong("m, n and k must be below 2^31");
+    if (gemm.n % 8 != 0) return wrong("n must be a multiple of 8");
+    if (gemm.k % 16 != 0) return wrong("k must be a multiple of 16");
+    if (gemm.d_dtype != DSO_BF16 && gemm.d_dtype != DSO_F32) return wrong("d must be bfloat16 or float32");
+    // With at most one row the stride is never used, and callers leave any number there.
+    if (!is_aligned(gemm.a, gemm.m > 1 ? gemm.a_stride : 0, 1)) return wrong("a must have rows aligned to 16 bytes");
+    if (!is_aligned(gemm.b, gemm.n > 1 ? gemm.b_stride : 0, 1)) return wrong("b must have rows aligned to 16 bytes");
+    if (!is_aligned(gemm.d, gemm.m > 1 ? gemm.d_stride : 0, gemm.d_dtype == DSO_BF16 ? 2 : 4))
+        return wrong("d must have rows aligned to 16 bytes");
+    return DSO_OK;
+}
+
+}  // namespace dso

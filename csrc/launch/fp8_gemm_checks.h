@@ -1,0 +1,10 @@
+#pragma once
+
+#include "launch/deepseek_kernels.h"
+
+namespace dso {
+
+/// Whether the GEMM is within contract; DSO_INVALID names the argument that is not.
+dso_status check_fp8_gemm(const dso_fp8_gemm& gemm);
+
+}  // namespace dso

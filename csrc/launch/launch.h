@@ -1,0 +1,20 @@
+#pragma once
+
+#include <atomic>
+
+#include "launch/cuda_check.h"
+
+namespace dso {
+
+/// Allows `kernel` its dynamic shared memory, once for each device.
+template <auto kernel>
+dso_status allow_shared_memory(int device, int shared_bytes) {
+    static std::atomic<uint64_t> done{0};  // a bit a device; the call is idempotent, so a race only repeats it
+    const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+    if (done.load(std::memory_order_relaxed) & bit) return DSO_OK;
+    DSO_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    done.fetch_or(bit, std::memory_order_relaxed);
+    return DSO_OK;
+}
+
+}  // namespace dso

@@ -1,0 +1,20 @@
+#pragma once
+
+#include "launch/deepseek_kernels.h"
+#include "ptx/types.cuh"
+
+namespace dso {
+
+/// A row-major matrix that TMA reads or writes in boxes of 128-byte wide rows, under the 128-byte swizzle.
+struct TmaMatrix {
+    const void* base;       // 16-byte aligned
+    int64_t rows, columns;  // at least 1
+    int64_t stride;         // elements between rows; a multiple of 16 bytes
+    int element_bytes;      // 1 or 2
+    int box_rows;           // at most 256
+};
+
+/// Encodes the descriptor; DSO_INVALID, with the reason, where the matrix is outside what TMA can address.
+dso_status encode_tensor_map(const TmaMatrix& matrix, TensorMap* map);
+
+}  // namespace dso

@@ -1,0 +1,30 @@
+// stmatrix and conversions between float32 and the narrow types.
+#pragma once
+
+#include "ptx/mbarrier.cuh"
+
+namespace dso::ptx {
+
+/// `stmatrix.x4`: stores four 8 x 8 matrices of 16-bit elements; lane `i` gives the address of row `i % 8` of matrix
+/// `i / 8`, and register `j` of a lane holds elements (lane / 4, 2 * (lane % 4)) and its right neighbour of matrix `j`.
+DSO_DEVICE void stmatrix_x4(void* row, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(smem_addr(row)), "r"(r0),
+                 "r"(r1), "r"(r2), "r"(r3)
+                 : "memory");
+}
+
+/// `cvt.rn.bf16x2.f32`: two floats to bfloat16, `low` in the lower half.
+DSO_DEVICE uint32_t pack_bf16x2(float low, float high) {
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+/// `cvt.rn.satfinite.e4m3x2.f32`: two floats to e4m3, saturating at 448, `low` in the lower byte. NaN stays NaN.
+DSO_DEVICE uint16_t pack_e4m3x2(float low, float high) {
+    uint16_t packed;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+}  // namespace dso::ptx

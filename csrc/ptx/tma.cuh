@@ -1,0 +1,49 @@
+// TMA: tiles of tensors between global and shared memory, described by a TensorMap.
+// PTX ISA, section "Data Movement and Conversion Instructions: cp.async.bulk.tensor".
+#pragma once
+
+#include "ptx/mbarrier.cuh"
+
+namespace dso::ptx {
+
+/// `prefetch.tensormap`: fetches a descriptor ahead of its first use.
+DSO_DEVICE void prefetch_tensor_map(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/// `cp.async.bulk.tensor.2d`, global to shared: the box at (`column`, `row`). What lies outside the tensor arrives as
+/// zeros, and counts as bytes all the same.
+DSO_DEVICE void tma_load_2d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+        "[%2];" ::"r"(smem_addr(destination)),
+        "l"(map), "r"(smem_addr(barrier)), "r"(column), "r"(row)
+        : "memory");
+}
+
+/// `cp.async.bulk.tensor.2d`, shared to global. What lies outside the tensor is not written.
+DSO_DEVICE void tma_store_2d(const TensorMap* map, const void* source, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+                 "r"(smem_addr(source)), "r"(column), "r"(row)
+                 : "memory");
+}
+
+/// `cp.async.bulk.commit_group`: closes the group of the stores that this thread issued.
+DSO_DEVICE void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+/// `cp.async.bulk.wait_group.read`: until at most `kPending` of this thread's groups still read shared memory.
+template <int kPending>
+DSO_DEVICE void tma_store_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
+/// `cp.async.bulk.wait_group`: until at most `kPending` of this thread's groups are not yet written.
+template <int kPending>
+DSO_DEVICE void tma_store_wait() {
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/// `fence.proxy.async`: orders this thread's ordinary shared-memory writes before later TMA and WGMMA reads of them.
+DSO_DEVICE void fence_proxy_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+}  // namespace dso::ptx

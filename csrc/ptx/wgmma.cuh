@@ -1,0 +1,67 @@
+// WGMMA: a warpgroup multiplies a 64-row tile with an N-row tile, both in shared memory, into registers.
+// PTX ISA, section "Asynchronous Warpgroup Level Matrix Instructions".
+//
+// Accumulator of m64nN, thread t of the warpgroup: register 4 * j + 2 * h + i is element
+//   row = 16 * (t / 32) + (t % 32) / 4 + 8 * h,   column = 8 * j + 2 * (t % 4) + i.
+#pragma once
+
+#include "ptx/types.cuh"
+
+namespace dso::ptx {
+
+/// `wgmma.fence`: before the first WGMMA, and whenever registers that it reads or writes were touched.
+DSO_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+/// `wgmma.commit_group`: closes the group of the WGMMAs issued so far.
+DSO_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+/// `wgmma.wait_group`: until at most `kPending` groups are still running.
+template <int kPending>
+DSO_DEVICE void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+/// Keeps the compiler from moving reads or writes of `registers` across this point: it cannot see that WGMMA uses
+/// them asynchronously.
+template <int kCount>
+DSO_DEVICE void keep_in_order(float (&registers)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+
+// Lists of accumulator operands, eight at a time: in the instruction's text and as constraints.
+#define DSO_REGS_0_31                                                                       \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+    "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define DSO_REGS_32_63                                                                           \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
+    "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define DSO_ACC_8(d, i)                                                                                         \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+        "+f"(d[i + 7])
+#define DSO_ACC_32(d, i) DSO_ACC_8(d, i), DSO_ACC_8(d, i + 8), DSO_ACC_8(d, i + 16), DSO_ACC_8(d, i + 24)
+
+/// `wgmma.mma_async.m64nNk32.f32.e4m3.e4m3`: d = a @ b.T (+ d), both operands K-major in shared memory.
+template <int N>
+struct WgmmaE4M3;
+
+#define DSO_WGMMA_E4M3(n, registers, desc_a, desc_b, keep, ...)                                              \
+    template <>                                                                                              \
+    struct WgmmaE4M3<n> {                                                                                    \
+        static constexpr int kNumAccumulators = n / 2;                                                       \
+        DSO_DEVICE static void mma(float (&d)[kNumAccumulators], uint64_t a, uint64_t b, bool accumulate) {  \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " keep                                            \
+                         ", 0;\n"                                                                            \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {" registers "}, " desc_a \
+                         ", " desc_b ", p, 1, 1;\n}\n"                                                       \
+                         : __VA_ARGS__                                                                       \
+                         : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                               \
+        }                                                                                                    \
+    };
+
+DSO_WGMMA_E4M3(64, DSO_REGS_0_31, "%32", "%33", "%34", DSO_ACC_32(d, 0))
+DSO_WGMMA_E4M3(128, DSO_REGS_0_31 ", " DSO_REGS_32_63, "%64", "%65", "%66", DSO_ACC_32(d, 0), DSO_ACC_32(d, 32))
+
+#undef DSO_WGMMA_E4M3
+
+}  // namespace dso::ptx
