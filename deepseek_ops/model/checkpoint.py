@@ -9,6 +9,7 @@ Names and FP8 format: the Hugging Face files of the DeepSeek-V2 and -V3 releases
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,6 +43,7 @@ __all__ = [
     "WrongDtype",
     "WrongShape",
     "expected_tensors",
+    "write_checkpoint",
 ]
 
 
@@ -441,6 +444,41 @@ def _check_scales(name: str, scale: Tensor) -> None:
 def _quoted(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
+def write_checkpoint(
+    folder: str | os.PathLike[str], config: dict[str, Any], shards: Iterable[dict[str, Tensor]], num_shards: int = 1
+) -> None:
+    """Writes a checkpoint in the Hugging Face layout, one shard at a time.
+
+    `config.json` comes last, so that a folder whose writing was cut short does not pass for a checkpoint.
+
+    Args:
+        folder: made if it is not there.
+        config: the content of `config.json` (see `DeepseekConfig.to_dict`).
+        shards: the tensors of each of the `num_shards` files, by name.
+
+    Raises:
+        FileExistsError: the folder is there and not empty.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty")
+    weight_map: dict[str, str] = {}
+    total_size = 0
+    for shard_idx, tensors in enumerate(shards):
+        name = SINGLE_NAME if num_shards == 1 else f"model-{shard_idx + 1:05}-of-{num_shards:06}.safetensors"
+        save_file({key: x.contiguous() for key, x in tensors.items()}, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        total_size += sum(x.nbytes for x in tensors.values())
+    if num_shards > 1:
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 # ----------------------------------------------------------------------------------------------- safetensors files
