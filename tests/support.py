@@ -61,6 +61,29 @@ def assert_gemm_close(got: Tensor, want: Tensor, limit: float) -> None:
                 assert error <= limit, f"tile at row {row}, column {column}: {error:.2e} > {limit:.0e}"
 
 
+def assert_rounded_once(got: Tensor, want: Tensor, magnitude: Tensor | None = None) -> None:
+    """Each element is the float64 `want` rounded once to the dtype of `got`, up to float32's error before that.
+
+    `magnitude` is what that error is relative to, where terms cancel (`|want|` if absent). NaN must meet NaN.
+    """
+    assert got.shape == want.shape, f"shape {list(got.shape)}, wanted {list(want.shape)}"
+    info = torch.finfo(got.dtype)
+    half_a_subnormal = info.smallest_normal * info.eps / 2
+    limit = info.eps / 2 * want.abs() + 2**-21 * (want if magnitude is None else magnitude).abs() + half_a_subnormal
+    wrong = ~((got.double() - want).abs() <= limit) & (got.double() != want) & ~(got.isnan() & want.isnan())
+    if wrong.any():
+        first = tuple(int(i) for i in wrong.nonzero()[0])
+        raise AssertionError(f"{int(wrong.sum())} elements, first {list(first)}: {got[first]}, wanted {want[first]}")
+
+
+def assert_same(got: Tensor, want: Tensor) -> None:
+    """The same shape, dtype, strides and bits (so that NaN equals itself, and -0.0 is not 0.0)."""
+    kind, wanted_kind = ((list(x.shape), x.dtype, x.stride()) for x in (got, want))
+    assert kind == wanted_kind, f"{kind}, wanted {wanted_kind}"
+    got_bytes, want_bytes = (x.new_empty(x.shape).copy_(x).flatten().view(torch.uint8) for x in (got, want))
+    assert torch.equal(got_bytes, want_bytes), f"{int((got_bytes != want_bytes).sum())} bytes differ"
+
+
 class Guarded:
     """A tensor of given shape and strides inside a larger allocation, poisoned, with bytes of 0xA5 around it."""
 
