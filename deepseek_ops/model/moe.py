@@ -1,0 +1,155 @@
+"""The feed-forward layers: a gated MLP, and the mixture of experts (DeepSeekMoE).
+
+`y = shared(x) + sum_k w_k expert_k(x)`: the gate scores every expert in float32 and keeps a few per token; the shared
+experts see every token and are one MLP of `n_shared_experts` times an expert's width.
+
+Source: DeepSeek-V2 report (arXiv:2405.04434), section 2.2; V3 report (arXiv:2412.19437), section 2.1.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deepseek_ops.activation import silu_mul, silu_mul_cast_to_fp8
+from deepseek_ops.gemm import fp8_gemm_nt
+from deepseek_ops.grouped_gemm import m_grouped_fp8_gemm_nt_offsets
+from deepseek_ops.moe import moe_gate, moe_mapping, moe_permute, moe_unpermute
+
+from .config import DeepseekConfig
+from .linear import Fp8Linear, Gemm, Linear, make_linear, padded
+
+__all__ = ["Experts", "Gate", "Mlp", "MoE"]
+
+
+class Mlp(nn.Module):
+    """`down(silu(gate x) * up x)`; `gate_up_proj` stacks gate and up."""
+
+    def __init__(
+        self, hidden_size: int, width: int, *, gemm: Gemm, dtype: torch.dtype, use_ue8m0: bool = False
+    ) -> None:
+        super().__init__()
+        width = padded(width, gemm)
+        self.gate_up_proj = make_linear(hidden_size, (width, width), gemm=gemm, dtype=dtype, use_ue8m0=use_ue8m0)
+        self.down_proj = make_linear(width, (hidden_size,), gemm=gemm, dtype=dtype, use_ue8m0=use_ue8m0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[t, D]` to `[t, D]`."""
+        gate_up, down = self.gate_up_proj(x), self.down_proj
+        if not isinstance(down, Fp8Linear):
+            return down(silu_mul(gate_up))
+        q, sf = silu_mul_cast_to_fp8(gate_up, use_ue8m0=down.use_ue8m0)
+        return fp8_gemm_nt(q, sf, down.weight, down.weight_scale_inv, out_dtype=down.dtype)
+
+
+class Gate(nn.Module):
+    """Chooses each token's experts and weights them; logits, scores and bias are float32 in every model."""
+
+    def __init__(self, config: DeepseekConfig) -> None:
+        super().__init__()
+        num_experts = config.n_routed_experts
+        assert num_experts is not None
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(num_experts, config.hidden_size), requires_grad=False)
+        self.e_score_correction_bias = (
+            nn.Parameter(torch.empty(num_experts), requires_grad=False) if config.topk_method == "noaux_tc" else None
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`[t, D]` to weights and indices of the chosen experts, both `[t, num_experts_per_tok]`."""
+        is_grouped = self.config.topk_method != "greedy"
+        return moe_gate(
+            F.linear(x.float(), self.weight),
+            self.e_score_correction_bias,
+            num_topk=self.config.num_experts_per_tok,
+            num_groups=self.config.n_group if is_grouped else 1,
+            num_topk_groups=self.config.topk_group if is_grouped else 1,
+            scoring_func=self.config.scoring_func,
+            norm_topk_prob=self.config.norm_topk_prob,
+            routed_scaling_factor=self.config.routed_scaling_factor,
+        )
+
+
+class Experts(nn.Module):
+    """The routed experts, each an `Mlp`, stacked: `gate_up_proj` `[E, 2 I, D]` and `down_proj` `[E, D, I]`.
+
+    Tokens are sorted by expert, so that each GEMM is one grouped GEMM whose group sizes stay on the device. In FP8 that
+    is ours, over the running offsets; for floating-point weights it is torch's `grouped_mm`, which on CUDA reads the
+    offsets on the device for bfloat16 and loops over the experts on the host for float32 and on the CPU.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        width: int,
+        *,
+        gemm: Gemm,
+        dtype: torch.dtype,
+        use_ue8m0: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        width = padded(width, gemm)
+
+        def linear(in_features: int, *out_features: int) -> Linear:
+            return make_linear(
+                in_features, out_features, gemm=gemm, dtype=dtype, num_groups=num_experts, use_ue8m0=use_ue8m0
+            )
+
+        self.gate_up_proj = linear(hidden_size, width, width)
+        self.down_proj = linear(width, hidden_size)
+
+    def forward(self, x: Tensor, topk_weights: Tensor, topk_idx: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, `[t, D]`."""
+        token_idx, row_idx, offsets, _ = moe_mapping(topk_idx, self.num_experts)
+        up, down = self.gate_up_proj, self.down_proj
+        if isinstance(up, Fp8Linear) and isinstance(down, Fp8Linear):
+            q, sf = (moe_permute(part, token_idx) for part in up.quantize(x))
+            gate_up = m_grouped_fp8_gemm_nt_offsets(q, sf, up.weight, up.weight_scale_inv, offsets, out_dtype=up.dtype)
+            q, sf = silu_mul_cast_to_fp8(gate_up, use_ue8m0=down.use_ue8m0)
+            y = m_grouped_fp8_gemm_nt_offsets(q, sf, down.weight, down.weight_scale_inv, offsets, out_dtype=down.dtype)
+        else:
+            gate_up = grouped_linear(moe_permute(x, token_idx), up.weight, offsets)
+            y = grouped_linear(silu_mul(gate_up), down.weight, offsets)
+        return moe_unpermute(y, row_idx, topk_weights)
+
+
+class MoE(nn.Module):
+    """Gate, routed experts and shared experts."""
+
+    def __init__(self, config: DeepseekConfig, *, gemm: Gemm, dtype: torch.dtype, use_ue8m0: bool = False) -> None:
+        super().__init__()
+        assert config.n_routed_experts is not None
+        width = config.moe_intermediate_size
+        self.gate = Gate(config)
+        self.experts = Experts(
+            config.n_routed_experts, config.hidden_size, width, gemm=gemm, dtype=dtype, use_ue8m0=use_ue8m0
+        )
+        self.shared_experts = (
+            Mlp(config.hidden_size, config.n_shared_experts * width, gemm=gemm, dtype=dtype, use_ue8m0=use_ue8m0)
+            if config.n_shared_experts
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[t, D]` to `[t, D]`."""
+        routed = self.experts(x, *self.gate(x))
+        return routed if self.shared_experts is None else routed + self.shared_experts(x)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """`y[r] = x[r] weight[e]^T` for rows `offsets[e] <= r < offsets[e + 1]`.
+
+    Args:
+        x: `[rows, k]`.
+        weight: `[num_experts, n, k]`, the dtype of `x`.
+        offsets: `[num_experts + 1]` int32.
+
+    Returns:
+        `[rows, n]`.
+    """
+    if x.shape[0] == 0:
+        return x.new_empty(0, weight.shape[1])
+    return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets[1:])
