@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..numeric import BLOCK, FP8, ceil_div
+from deepseek_ops.numeric import BLOCK, FP8, ceil_div
 from .config import CheckpointError, ConfigError, DeepseekConfig, open_regular, parse_json, read_json
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "WrongDtype",
     "WrongShape",
     "expected_tensors",
+    "mtp_layers",
     "write_checkpoint",
 ]
 
@@ -235,6 +236,32 @@ class TensorInfo:
     nbytes: int
 
 
+def find_file(folder: Path, name: str, blobs_root: Path | None) -> Path:
+    """The real path of `folder / name`, links followed, if it may be opened.
+
+    Raises:
+        MissingFile: there is none.
+        UnsafePath: it lies outside both `folder`, which must be resolved, and `blobs_root`, or is no regular file.
+    """
+    try:
+        path = (folder / name).resolve(strict=True)
+    except FileNotFoundError:
+        raise MissingFile(f"{name}: not in {folder}") from None
+    except (OSError, RuntimeError):  # a loop of links
+        raise UnsafePath(f"{name}: cannot be resolved to a file") from None
+    if not path.is_relative_to(folder) and not (blobs_root and path.is_relative_to(blobs_root)):
+        raise UnsafePath(f"{name}: leads out of the checkpoint's folder, to {path}")
+    if not path.is_file():
+        raise UnsafePath(f"{name}: not a regular file")
+    return path
+
+
+def default_blobs_root(folder: Path) -> Path | None:
+    """Where links of a folder in the Hugging Face cache lead: `../../blobs` of one in `snapshots`."""
+    blobs = folder.parent.parent / "blobs"
+    return blobs if folder.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink() else None
+
+
 class Checkpoint:
     """A checkpoint folder whose headers have been read and found to be what its config implies.
 
@@ -265,9 +292,9 @@ class Checkpoint:
             raise MissingFile(f"{folder}: there is no such folder") from None
         if not self.folder.is_dir():
             raise MissingFile(f"{folder}: not a folder; a checkpoint is one with config.json and safetensors files")
-        self._blobs_root = _default_blobs_root(self.folder) if blobs_root is None else Path(blobs_root).resolve()
+        self._blobs_root = default_blobs_root(self.folder) if blobs_root is None else Path(blobs_root).resolve()
         try:
-            self.full_config = DeepseekConfig.from_json(self._find("config.json"))
+            self.full_config = DeepseekConfig.from_json(self.find("config.json"))
         except OSError as error:
             raise MissingFile(f"config.json: {error.strerror}") from None
         self.config = self.full_config if max_layers is None else self.full_config.first_layers(max_layers)
@@ -326,20 +353,9 @@ class Checkpoint:
 
     # -------------------------------------------------------------------------------------------------- opening
 
-    def _find(self, name: str) -> Path:
-        """The real path of `name` in the folder, links followed, if it may be opened."""
-        try:
-            path = (self.folder / name).resolve(strict=True)
-        except FileNotFoundError:
-            raise MissingFile(f"{name}: not in {self.folder}") from None
-        except (OSError, RuntimeError):  # a loop of links
-            raise UnsafePath(f"{name}: cannot be resolved to a file") from None
-        is_inside = path.is_relative_to(self.folder)
-        if not is_inside and not (self._blobs_root and path.is_relative_to(self._blobs_root)):
-            raise UnsafePath(f"{name}: leads out of the checkpoint's folder, to {path}")
-        if not path.is_file():
-            raise UnsafePath(f"{name}: not a regular file")
-        return path
+    def find(self, name: str) -> Path:
+        """The real path of `name` in the folder, links followed, if it may be opened; as `find_file`."""
+        return find_file(self.folder, name, self._blobs_root)
 
     def _read_headers(self) -> None:
         expected = expected_tensors(self.full_config)
@@ -375,7 +391,7 @@ class Checkpoint:
             raise MissingFile(f"{self.folder}: holds neither {SINGLE_NAME} nor {INDEX_NAME}")
         limit = min(MAX_INDEX_BYTES, (1 << 20) + BYTES_PER_ENTRY * len(known))
         try:
-            weight_map = read_json(self._find(INDEX_NAME), limit, max_containers=100).get("weight_map")
+            weight_map = read_json(self.find(INDEX_NAME), limit, max_containers=100).get("weight_map")
         except ConfigError as error:
             raise MalformedCheckpoint(f"{INDEX_NAME}: {error}") from None
         if not isinstance(weight_map, dict) or not weight_map:
@@ -392,10 +408,10 @@ class Checkpoint:
 
     def _shards_to_open(self, weight_map: dict[str, str], needed: dict[str, TensorSpec]) -> dict[str, Path]:
         if not weight_map:
-            return {SINGLE_NAME: self._find(SINGLE_NAME)}
+            return {SINGLE_NAME: self.find(SINGLE_NAME)}
         is_cut = self.config is not self.full_config
         shards = {shard for name, shard in weight_map.items() if name in needed or not is_cut}
-        return {shard: self._find(shard) for shard in sorted(shards)}
+        return {shard: self.find(shard) for shard in sorted(shards)}
 
     def _check_total_bytes(self, expected: dict[str, TensorSpec], needed: dict[str, TensorSpec]) -> None:
         """Compares the files' sizes with what the config implies, before any is opened."""
@@ -421,11 +437,6 @@ class Checkpoint:
         if missing:
             others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
             raise MissingTensor(f"{missing[0]}{others}: the config needs it, no file holds it")
-
-
-def _default_blobs_root(folder: Path) -> Path | None:
-    blobs = folder.parent.parent / "blobs"
-    return blobs if folder.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink() else None
 
 
 def _check_spec(name: str, info: TensorInfo, spec: TensorSpec) -> None:

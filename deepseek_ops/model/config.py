@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Final, Literal
 
 import torch
 
-from ..numeric import BLOCK
-from ..rope import YarnScaling
+from deepseek_ops.numeric import BLOCK
+from deepseek_ops.rope import YarnScaling
 
 __all__ = [
     "RELEASED",

@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ..numeric import ceil_div
-from ..quantize import per_block_cast_to_fp8
+from deepseek_ops.numeric import ceil_div
+from deepseek_ops.quantize import per_block_cast_to_fp8
 from .checkpoint import SCALE_SUFFIX, expected_tensors, write_checkpoint
 from .config import DeepseekConfig, Fp8Quantization, YarnScaling
 
