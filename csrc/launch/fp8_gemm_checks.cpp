@@ -6,6 +6,7 @@ namespace dso {
 namespace {
 
 constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1024;  // tile arithmetic is in int
+constexpr int64_t kMaxOutput = int64_t{1} << 42;          // so that a count of tiles of 64 x 64 is an int
 
 bool is_aligned(const void* pointer, int64_t stride, int element_bytes) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride * element_bytes % 16 == 0;
@@ -18,6 +19,7 @@ dso_status check_fp8_gemm(const dso_fp8_gemm& gemm) {
     if (gemm.m < 0 || gemm.n < 0 || gemm.k < 0) return wrong("m, n and k must not be negative");
     if (gemm.m > kMaxExtent || gemm.n > kMaxExtent || gemm.k > kMaxExtent)
         return wrong("m, n and k must be below 2^31");
+    if (gemm.m * gemm.n > kMaxOutput) return wrong("the output must have at most 2^42 elements");
     if (gemm.n % 8 != 0) return wrong("n must be a multiple of 8");
     if (gemm.k % 16 != 0) return wrong("k must be a multiple of 16");
     if (gemm.d_dtype != DSO_BF16 && gemm.d_dtype != DSO_F32) return wrong("d must be bfloat16 or float32");
