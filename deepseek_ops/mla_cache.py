@@ -173,7 +173,8 @@ def _check_write(
     for name, x in (("positions", positions), ("cos_sin", cos_sin), ("slot_mapping", slot_mapping)):
         check.contiguous(name, x)
     if norm_weight is not None:
-        check.tensor("norm_weight", norm_weight, (kv_lora_rank,), (kv_c.dtype, torch.float32))
+        weight_dtypes = (kv_c.dtype,) if kv_c.dtype == torch.float32 else (kv_c.dtype, torch.float32)
+        check.tensor("norm_weight", norm_weight, (kv_lora_rank,), weight_dtypes)
         check.contiguous("norm_weight", norm_weight)
         inputs.append(norm_weight)
     check.true(0 < eps < math.inf, "eps", "positive and finite", eps)

@@ -30,6 +30,11 @@ class Bad:
         return f"{self.op}: {self.what}"
 
 
+def replace(index: int, change: Callable[[Any], Any]) -> Callable[..., Arguments]:
+    """For `Bad.change`: the sample's arguments with one of them changed."""
+    return lambda *args: (*args[:index], change(args[index]), *args[index + 1 :])
+
+
 SAMPLES: dict[str, Callable[[str], Arguments]] = {}
 BAD_INPUT: list[Bad] = []
 
