@@ -62,8 +62,8 @@ def moe_gate(
 
     Returns:
         `topk_weights`: `[t, num_topk]` float32, best choice first.
-        `topk_idx`: `[t, num_topk]` int32, distinct experts of a token, always valid. NaN counts as the best choice;
-        it can only reach its own token.
+        `topk_idx`: `[t, num_topk]` int32, distinct experts of a token, always valid. NaN counts as the best choice
+        and reaches its own token only; a choice of -inf is worth no more than one outside the kept groups.
 
     Raises:
         TypeError: a dtype is not as above.
