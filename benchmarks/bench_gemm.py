@@ -9,17 +9,15 @@ import torch
 
 import deepseek_ops
 from benchmarks import peers
-from benchmarks.harness import OURS, Case, some_rows, worst_row
-from benchmarks.shapes import DENSE, DENSE_STAND_INS, DEVICE, SMALL_M, Gemm, for_this_machine
+from benchmarks.harness import Case, normal, ours, some_rows, worst_row
+from benchmarks.shapes import DENSE, DENSE_STAND_INS, SMALL_M, Gemm, for_this_machine
 from tests.support import BF16_LIMIT, dequantized_product
 
 
 def operands(shape: Gemm, seed: int):
-    generator = torch.Generator(DEVICE).manual_seed(seed)
-    x = torch.randn(shape.m, shape.k, generator=generator, device=DEVICE).bfloat16()
-    w = torch.randn(shape.n, shape.k, generator=generator, device=DEVICE).bfloat16()
-    a, sfa = deepseek_ops.per_token_cast_to_fp8(x, mn_major=True)
-    return a, sfa, *deepseek_ops.per_block_cast_to_fp8(w), torch.bfloat16
+    a, sfa = deepseek_ops.per_token_cast_to_fp8(normal(shape.m, shape.k, seed=2 * seed), mn_major=True)
+    b, sfb = deepseek_ops.per_block_cast_to_fp8(normal(shape.n, shape.k, seed=2 * seed + 1))
+    return a, sfa, b, sfb, torch.bfloat16
 
 
 def error(inputs, out) -> float:
@@ -30,13 +28,12 @@ def error(inputs, out) -> float:
 
 @pytest.mark.parametrize("shape", for_this_machine((*DENSE, *SMALL_M), DENSE_STAND_INS), ids=str)
 def test_fp8_gemm_nt(gpu_bench, shape: Gemm):
-    ours = lambda a, sfa, b, sfb, out_dtype: partial(deepseek_ops.fp8_gemm_nt, a, sfa, b, sfb, out_dtype=out_dtype)
     gpu_bench(
         Case(
             op="fp8_gemm_nt",
             case=str(shape),
             make=partial(operands, shape),
-            providers={OURS: ours, **peers.dense_gemm()},
+            providers={**ours("fp8_gemm_nt"), **peers.dense_gemm()},
             error=error,
             limit=BF16_LIMIT,
             flops=shape.flops,

@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers import UPPER_MARKS, Prepare
+from benchmarks.peers import UNVERIFIED, Prepare
+from benchmarks.shapes import DEVICE
 from deepseek_ops import bench
 from deepseek_ops.bench import Ceilings, Measurement
+from deepseek_ops.op_table import CASES
+from deepseek_ops.op_table import worst_row as worst_row
+from deepseek_ops.registry import OPS
 
 OURS = "deepseek_ops"
 
@@ -59,6 +64,28 @@ class Case:
     """The fewest bytes that a call must move."""
 
 
+def ours(op: str) -> dict[str, Prepare]:
+    """The provider under test: the op itself, on its arguments by position."""
+    return {OURS: lambda *arguments: partial(OPS[op], *arguments)}
+
+
+def op_case(
+    op: str, shape: object, make: Callable[[int], tuple[Any, ...]], *, num_bytes: float, flops: float = 0
+) -> Case:
+    """A case whose truth and plain-torch rival is the formula of the op table."""
+    row = CASES[op]
+    return Case(
+        op=op,
+        case=str(shape),
+        make=make,
+        providers={**ours(op), "torch": lambda *arguments: partial(row.formula, torch.float32, *arguments)},
+        error=lambda arguments, out: worst_row(row.result(arguments, out), row.formula(torch.float64, *arguments)),
+        limit=row.limit,
+        flops=flops,
+        num_bytes=num_bytes,
+    )
+
+
 def run_once(case: Case) -> float:
     """Calls our op on one input set and verifies it; returns the error."""
     inputs = case.make(0)
@@ -83,7 +110,7 @@ def run(case: Case, device: str, ceilings: Ceilings, **options: Any) -> tuple[Me
     errors = {
         provider: max(case.error(x, out) for x, out in ends(inputs, outputs))
         for provider, outputs in measured.outputs.items()
-        if provider not in UPPER_MARKS
+        if provider not in UNVERIFIED
     }
     row = describe(case, measured, errors, ceilings)
     assert errors[OURS] <= case.limit, f"{case.op} at {case.case}: error {errors[OURS]:.1e} > {case.limit:.0e}"
@@ -115,8 +142,8 @@ def describe(case: Case, measured: Measurement, errors: Mapping[str, float], cei
         if provider != OURS:
             ratio = measured.ratio(provider)
             providers[provider]["ratio"] = [ratio.median, ratio.low, ratio.high]
-        if provider in UPPER_MARKS:
-            providers[provider]["upper_mark"] = True
+        if provider in UNVERIFIED:
+            providers[provider]["note"] = UNVERIFIED[provider]
         else:
             providers[provider] |= {"error": errors[provider], "correct": errors[provider] <= case.limit}
     noise = measured.noise
@@ -158,13 +185,12 @@ class Results:
             self.path.write_text(json.dumps(self.content, indent=1) + "\n")
 
 
-def worst_row(got: Tensor, want: Tensor) -> float:
-    """The largest relative L2 error of a row (last dimension), in float64; infinite where a NaN is not wanted."""
-    got, want = got.double(), want.double()
-    same = (got == want) | (got.isnan() & want.isnan())
-    error = torch.where(same, 0.0, got - want).norm(dim=-1)
-    ratio = torch.where(error == 0, 0.0, error / torch.where(want.isnan(), 0.0, want).norm(dim=-1))
-    return float(ratio.nan_to_num(nan=float("inf")).max()) if ratio.numel() else 0.0
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator(DEVICE).manual_seed(seed)
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, generator=generator(seed), device=DEVICE).to(dtype)
 
 
 def some_rows(m: int, device: str, at_most: int = 64) -> Tensor:

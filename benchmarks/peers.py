@@ -55,8 +55,11 @@ def dense_gemm() -> dict[str, Prepare]:
     }
 
 
-UPPER_MARKS = {"cublaslt_tensorwise"}
-"""Providers that compute something easier: shown beside the others, but neither verified nor counted as peers."""
+UNVERIFIED = {
+    "cublaslt_tensorwise": "one scale for each operand: less work, an upper mark",
+    "torch": "plain torch in float32, the formula itself",
+}
+"""Providers that are shown beside the others, but neither verified nor counted as peers, and why."""
 
 
 def _cublaslt_blockwise(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *_: Any) -> Call:

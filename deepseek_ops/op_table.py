@@ -53,6 +53,15 @@ class Case:
 def print_op_table(device: str | None = None) -> bool:
     """Runs every case on `device` (the GPU if there is one) and prints a line for each; True if all errors are fine."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the cases are too small to share out
+    try:
+        return _print_lines(device)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _print_lines(device: str) -> bool:
     print(f"{'op':36} {'case':34} {'backend':18} {'error':>8} {'time':>10} {'plain torch':>12}")
     fine = True
     for op in OPS:

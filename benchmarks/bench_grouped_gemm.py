@@ -1,0 +1,117 @@
+"""The grouped FP8 GEMM: contiguous and offsets (prefill), masked (decoding), with experts of unequal load."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import deepseek_ops
+from benchmarks import peers
+from benchmarks.harness import Case, normal, ours, some_rows, worst_row
+from benchmarks.shapes import (
+    CONTIGUOUS,
+    CONTIGUOUS_STAND_INS,
+    DEVICE,
+    MASKED,
+    MASKED_STAND_INS,
+    GroupedGemm,
+    for_this_machine,
+)
+from deepseek_ops.numeric import BLOCK, align
+from tests.support import BF16_LIMIT, dequantized_product
+
+
+def weights(shape: GroupedGemm, seed: int):
+    return deepseek_ops.per_block_cast_to_fp8(normal(shape.groups, shape.n, shape.k, seed=2 * seed + 1))
+
+
+def int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+
+def contiguous_operands(shape: GroupedGemm, seed: int):
+    """Rows sorted by group, each group padded to a multiple of 128 rows."""
+    m_indices = [
+        i if row < count else -1 for i, count in enumerate(shape.counts()) for row in range(align(count, BLOCK))
+    ]
+    a, sfa = deepseek_ops.per_token_cast_to_fp8(normal(len(m_indices), shape.k, seed=2 * seed), mn_major=True)
+    return a, sfa, *weights(shape, seed), int32(m_indices), torch.bfloat16
+
+
+def offsets_operands(shape: GroupedGemm, seed: int):
+    """The same groups without padding."""
+    offsets = [0]
+    for count in shape.counts():
+        offsets.append(offsets[-1] + count)
+    a, sfa = deepseek_ops.per_token_cast_to_fp8(normal(offsets[-1], shape.k, seed=2 * seed), mn_major=True)
+    return a, sfa, *weights(shape, seed), int32(offsets), torch.bfloat16
+
+
+def masked_operands(shape: GroupedGemm, seed: int):
+    """A buffer of fixed size for each group, of which the first rows count."""
+    x = normal(shape.groups, shape.max_m, shape.k, seed=2 * seed)
+    a, sfa = deepseek_ops.per_token_cast_to_fp8(x, mn_major=True)
+    return a, sfa, *weights(shape, seed), int32(shape.counts()), shape.rows, torch.bfloat16
+
+
+def error_of_rows(inputs, out, owner: list[int]) -> float:
+    """Against the product with the owner's weight, in a few rows of each group."""
+    a, sfa, b, sfb, *_ = inputs
+    owners, errors = torch.tensor(owner), [0.0]
+    for i in range(b.shape[0]):
+        mine = (owners == i).nonzero().squeeze(1)
+        rows = mine[some_rows(len(mine), "cpu", at_most=8)].to(a.device)
+        errors.append(worst_row(out[rows], dequantized_product(a[rows], sfa[rows], b[i], sfb[i])))
+    return max(errors)
+
+
+def contiguous_error(inputs, out) -> float:
+    return error_of_rows(inputs, out, inputs[4].tolist())
+
+
+def offsets_error(inputs, out) -> float:
+    ends = inputs[4].tolist()
+    return error_of_rows(inputs, out, [i for i in range(len(ends) - 1) for _ in range(ends[i + 1] - ends[i])])
+
+
+def masked_error(inputs, out) -> float:
+    a, sfa, b, sfb, masked_m, *_ = inputs
+    errors = []
+    for i, count in enumerate(masked_m.tolist()):
+        rows = some_rows(count, a.device, at_most=8)
+        errors.append(worst_row(out[i, rows], dequantized_product(a[i, rows], sfa[i, rows], b[i], sfb[i])))
+    return max(errors)
+
+
+LAYOUTS = {
+    "contiguous": (contiguous_operands, contiguous_error, peers.contiguous_gemm),
+    "offsets": (offsets_operands, offsets_error, dict),
+}
+
+
+def case(op: str, shape: GroupedGemm, make, error, rivals) -> Case:
+    return Case(
+        op=op,
+        case=str(shape),
+        make=partial(make, shape),
+        providers={**ours(op), **rivals},
+        error=error,
+        limit=BF16_LIMIT,
+        flops=shape.flops,
+        num_bytes=shape.num_bytes,
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", for_this_machine(CONTIGUOUS, CONTIGUOUS_STAND_INS), ids=str)
+def test_m_grouped_fp8_gemm_nt(gpu_bench, shape: GroupedGemm, layout: str):
+    make, error, rivals = LAYOUTS[layout]
+    gpu_bench(case(f"m_grouped_fp8_gemm_nt_{layout}", shape, make, error, rivals()))
+
+
+@pytest.mark.parametrize("shape", for_this_machine(MASKED, MASKED_STAND_INS), ids=str)
+def test_m_grouped_fp8_gemm_nt_masked(gpu_bench, shape: GroupedGemm):
+    rivals = peers.masked_gemm(shape.rows)
+    gpu_bench(case("m_grouped_fp8_gemm_nt_masked", shape, masked_operands, masked_error, rivals))
