@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deepseek_ops.numeric import BLOCK, FP8, ceil_div
+
 from .config import CheckpointError, ConfigError, DeepseekConfig, open_regular, parse_json, read_json
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How many parameters a model has, how many bytes it takes, and what fits: from its config and headers, no weights read.
+"""A model's parameters, its bytes, and what fits: from its config and headers, with no weights read.
 
 A token's cache in MLA is one latent of `kv_lora_rank + qk_rope_head_dim` numbers per layer for all heads; multi-head
 attention of the same shape would keep a key and a value of `v_head_dim` for each head (DeepSeek-V2 report,

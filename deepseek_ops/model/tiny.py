@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepseek_ops.numeric import ceil_div
 from deepseek_ops.quantize import per_block_cast_to_fp8
+
 from .checkpoint import SCALE_SUFFIX, expected_tensors, write_checkpoint
 from .config import DeepseekConfig, Fp8Quantization, YarnScaling
 
