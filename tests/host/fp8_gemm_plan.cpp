@@ -95,9 +95,9 @@ int main() {
     check_configs();
 
     // Every m from a decode step to a prefill at the (n, k) of DeepSeek-V3's projections, and those that others missed.
-    const int64_t projections[][2] = {{2112, 7168},  {24576, 1536}, {32768, 512},  {7168, 16384}, {4096, 7168},
-                                      {7168, 2048},  {7168, 1152},  {1536, 768},   {768, 1536},   {576, 7168},
-                                      {7168, 2304},  {36864, 7168}, {7168, 18432}, {129280, 7168}, {8, 16}};
+    const int64_t projections[][2] = {{2112, 7168}, {24576, 1536}, {32768, 512},  {7168, 16384},  {4096, 7168},
+                                      {7168, 2048}, {7168, 1152},  {1536, 768},   {768, 1536},    {576, 7168},
+                                      {7168, 2304}, {36864, 7168}, {7168, 18432}, {129280, 7168}, {8, 16}};
     for (const auto& [n, k] : projections)
         for (int64_t m = 1; m <= 8192; ++m) accept(m, n, k);
     std::mt19937_64 random(1);
