@@ -12,7 +12,7 @@ __version__: str = build_info["version"]
 __all__ = ["__version__", "build_info"]
 
 if find_spec("torch"):
-    from . import activation, gemm, grouped_gemm, mla, mla_cache, moe, norm, quantize
+    from . import activation, gemm, grouped_gemm, mla, mla_cache, moe, norm, quantize, validate
     from . import rope as rope_family  # the package's own `rope` is the op
     from .activation import *  # noqa: F403
     from .gemm import *  # noqa: F403
@@ -23,6 +23,7 @@ if find_spec("torch"):
     from .norm import *  # noqa: F403
     from .quantize import *  # noqa: F403
     from .rope import *  # noqa: F403
+    from .validate import *  # noqa: F403
 
-    for _family in (quantize, gemm, grouped_gemm, norm, rope_family, activation, moe, mla_cache, mla):
+    for _family in (quantize, gemm, grouped_gemm, norm, rope_family, activation, moe, mla_cache, mla, validate):
         __all__ += _family.__all__
