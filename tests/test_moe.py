@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepseek_ops import moe_gate, moe_mapping, moe_permute, moe_unpermute, per_token_cast_to_fp8
+from deepseek_ops.registry import OPS
+from tests.samples import SAMPLES
 from tests.support import assert_rounded_once, assert_same
 
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
@@ -427,3 +430,13 @@ def test_a_layer_split_over_ranks_agrees_with_a_naive_loop(alignment, num_ranks,
             y[first:end] = rows[first:end] @ local[e].T
         got += moe_unpermute(y, row_idx, weights)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", ["moe_gate", "moe_mapping", "moe_permute", "moe_unpermute"])
+def test_reference_runs_without_reading_a_value(op):
+    """Fake tensors have no values: what needs one on the host, or for a shape, raises."""
+    with FakeTensorMode() as mode:
+        args = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in SAMPLES[op]("cpu")]
+        got, want = OPS[op].reference(*args), OPS[op].fake(*args)
+    for x, y in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, want)), strict=True):
+        assert (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride())

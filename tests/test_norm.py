@@ -148,3 +148,7 @@ def test_strided_rows_give_the_bits_of_contiguous_ones(device):
             assert_same(g, w)
     swapped = torch.randn(3, 4, 576, device=device).transpose(0, 1)
     assert_same(rms_norm(swapped, weight), rms_norm(swapped.contiguous(), weight))
+    sums = add_rms_norm(swapped, swapped, weight), add_rms_norm(swapped.contiguous(), swapped, weight)
+    for got, want in zip(*sums, strict=True):
+        assert_same(got, want)
+        assert got.is_contiguous()
