@@ -1,4 +1,4 @@
-"""pytest benchmarks [--results FILE] [--peers DIR]: the GPU's time of every op at the shapes of DeepSeek models.
+"""pytest benchmarks [--results FILE] [--peers DIR] [--quick]: the GPU's time of every op at the shapes of DeepSeek models.
 
 On a CPU, or with --benchmark-disable, each bench calls its op once on a small stand-in and verifies the result.
 """
@@ -22,6 +22,7 @@ RESULTS = pytest.StashKey[Results]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, help="write the measured figures to this JSON file")
     parser.addoption("--peers", type=Path, help="folder with other implementations to run beside ours")
+    parser.addoption("--quick", action="store_true", help="one case in four")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,14 +30,22 @@ def pytest_configure(config: pytest.Config) -> None:
     peers.folder = config.getoption("--peers")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        items[:] = items[::4]
     for item in items:
         if "gpu_bench" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=item.name.partition("[")[0]))
 
 
 @pytest.fixture
-def gpu_bench(benchmark, request: pytest.FixtureRequest) -> Callable[[Case], None]:
+def results(request: pytest.FixtureRequest) -> Results:
+    """Where the session's figures are collected."""
+    return request.config.stash[RESULTS]
+
+
+@pytest.fixture
+def gpu_bench(benchmark, results: Results) -> Callable[[Case], None]:
     """Measures a case on the GPU and verifies what was timed; without one, runs it once and verifies."""
 
     def measure_and_replay(case: Case) -> None:
@@ -48,7 +57,6 @@ def gpu_bench(benchmark, request: pytest.FixtureRequest) -> Callable[[Case], Non
         elif not backend(case.op, DEVICE).startswith("kernel"):
             pytest.skip(f"{case.op} has no kernel for this GPU: only the reference would be timed")
         else:
-            results = request.config.stash[RESULTS]
             measured, row = run(case, DEVICE, results.ceilings)
             results.add(row)
             samples = measured.samples[measured.first]

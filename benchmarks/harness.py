@@ -25,6 +25,8 @@ from deepseek_ops.op_table import worst_row as worst_row
 from deepseek_ops.registry import OPS
 
 OURS = "deepseek_ops"
+SCHEMA = 1
+"""Of the results file: see benchmarks/report.py."""
 
 
 class ReplayClock:
@@ -167,7 +169,7 @@ class Results:
         self.path = path
         self.device = device
         self._ceilings: Ceilings | None = None
-        self.content: dict[str, Any] = {"schema": 1, "cases": []}
+        self.content: dict[str, Any] = {"schema": SCHEMA, "cases": [], "host": [], "generation": []}
 
     @property
     def ceilings(self) -> Ceilings:
@@ -180,6 +182,18 @@ class Results:
 
     def add(self, row: dict[str, Any]) -> None:
         self.content["cases"].append(row)
+        self._write()
+
+    def add_host(self, call: str, microseconds: float) -> None:
+        self.content["host"].append({"call": call, "us": microseconds})
+        self._write()
+
+    def add_generation(self, model: str, batch: int, tokens_per_second: float) -> None:
+        row = {"model": model, "batch": batch, "tokens_per_second": tokens_per_second}
+        self.content["generation"].append(row)
+        self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.content, indent=1) + "\n")
