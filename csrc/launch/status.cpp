@@ -26,8 +26,6 @@ const char* dso_last_error(void) { return dso::last_error; }
 int dso_built_with_cuda(void) { return 1; }
 #else
 int dso_built_with_cuda(void) { return 0; }
-
-int dso_has_kernels_for(int) { return 0; }
 #endif
 
 }  // extern "C"

@@ -1,0 +1,20 @@
+// A build without the CUDA kernels: every launch says so. Nothing, in a build with them.
+#include "launch/status.h"
+
+#ifndef DSO_WITH_CUDA
+
+namespace {
+dso_status no_kernel() { return dso::fail(DSO_NO_KERNEL, "deepseek_ops was built without its CUDA kernels"); }
+}  // namespace
+
+extern "C" {
+
+int dso_has_kernels_for(int) { return 0; }
+
+dso_status dso_fp8_gemm_nt(const dso_fp8_gemm*, dso_stream) { return no_kernel(); }
+
+dso_status dso_per_token_cast_to_fp8(const dso_per_token_cast*, dso_stream) { return no_kernel(); }
+
+}  // extern "C"
+
+#endif
