@@ -225,8 +225,7 @@ def mla_decode_reference(
 
     num_keys = pad(cache_seqlens.long().clamp(0, max_pages * page_size), (0, 1))[request]  # 0 for nobody's rows
     if causal:
-        behind = (start + s_q)[request] - 1 - torch.arange(num_rows, device=q.device)  # queries after this one
-        num_keys = num_keys - behind
+        num_keys = num_keys - _queries_after((start + s_q)[request])
     pages = pad(block_table, (0, 0, 0, 1), value=-1)[request]
     key = torch.arange(max_pages * page_size, device=q.device)
 
@@ -240,6 +239,11 @@ def mla_decode_reference(
         p, lse[row] = _softmax(rows[row].float() @ keys.T * softmax_scale, visible)
         out[row] = p @ keys[:, :head_dim_v]
     return out.view(*q.shape[:-1], head_dim_v), lse.view(q.shape[:-1])
+
+
+def _queries_after(end: Tensor) -> Tensor:
+    """How many queries of its sequence, which reaches up to row `end`, come after each row; 0 for nobody's rows."""
+    return (end - 1 - torch.arange(end.shape[0], device=end.device)).clamp(min=0)
 
 
 def _softmax(scores: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -360,7 +364,7 @@ def mla_prefill_reference(
     start_k, s_k, _ = segments(cu_seqlens_k, k.shape[0])
     num_keys = s_k[sequence]
     if causal:
-        num_keys = num_keys - ((start_q + s_q)[sequence] - 1 - torch.arange(q.shape[0], device=q.device))
+        num_keys = num_keys - _queries_after((start_q + s_q)[sequence])
     first = start_k[sequence]
     key = torch.arange(k.shape[0], device=q.device)
 
