@@ -337,7 +337,8 @@ def _print_checkpoint(checkpoint: Checkpoint, memory: int | None) -> None:
     if config.quantization and config.quantization.scale_fmt:
         weights += f", {config.quantization.scale_fmt} scales"
     mtp = f", multi-token prediction: {config.num_nextn_predict_layers} layer" if checkpoint.has_mtp else ""
-    files = {info.file for info in checkpoint.tensors.values()}
+    num_files = len({info.file for info in checkpoint.tensors.values()})
+    count = "1 file" if num_files == 1 else f"{num_files} files"
     _print_pairs(
         [
             ("checkpoint", f"{checkpoint.folder.name}: DeepSeek-{config.family}"),
@@ -350,7 +351,7 @@ def _print_checkpoint(checkpoint: Checkpoint, memory: int | None) -> None:
             ("context", f"{config.max_position_embeddings} tokens at most"),
             (
                 "weights",
-                f"{weights}; {_size(checkpoint.nbytes)} {len(checkpoint.tensors)} tensors, {len(files)} file{'s' * (len(files) > 1)}",
+                f"{weights}; {_size(checkpoint.nbytes)}, {len(checkpoint.tensors)} tensors, {count}",
             ),
             (
                 "parameters",

@@ -226,8 +226,8 @@ def _check(c: DeepseekConfig) -> None:
         limit = f"at most the {reachable} experts of topk_group = {c.topk_group} groups"
         _true(c.num_experts_per_tok <= reachable, "num_experts_per_tok", limit, c.num_experts_per_tok)
         if is_v3:
-            limit = "so that a group holds at least two experts"
-            _true(c.n_routed_experts // c.n_group >= 2, "n_group", limit, c.n_group)
+            least = "such that a group holds at least two experts"  # a group's score is the sum of its two best
+            _true(c.n_routed_experts // c.n_group >= 2, "n_group", least, c.n_group)
     _integer("n_shared_experts", c.n_shared_experts, 0, 64)
 
     _number("routed_scaling_factor", c.routed_scaling_factor, 1e-6, 1e6)
@@ -380,14 +380,9 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
         ("moe_layer_freq", (1, None)),
         ("num_key_value_heads", (heads, None)),
     ):
-        if key in raw and not any(raw[key] is w or (w is not None and raw[key] == w) for w in wanted):
-            raise ConfigError(
-                f"{key} must be {_plain(wanted[0])}, got {_short(raw[key])}: anything else is unsupported"
-            )
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value)
+        if key in raw and raw[key] not in wanted:
+            only = json.dumps(wanted[0])
+            raise ConfigError(f"{key} must be {only}, got {_short(raw[key])}: anything else is unsupported")
 
 
 def _table(raw: dict[str, Any], key: str) -> dict[str, Any] | None:
