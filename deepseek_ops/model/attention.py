@@ -81,7 +81,7 @@ class Attention(nn.Module):
             `[t, D]`.
         """
         q, kv = self.qkv_a_proj.split(self.qkv_a_proj(x))
-        kv_c, k_pe = kv.split([self.kv_lora_rank, self.rope_dim], dim=-1)
+        kv_c, k_pe = torch.split(kv, [self.kv_lora_rank, self.rope_dim], dim=-1)
         mla_cache_write(
             kv_c,
             k_pe,
@@ -96,7 +96,8 @@ class Attention(nn.Module):
 
         if self.q_b_proj is not None and self.q_a_layernorm is not None:
             q = self.q_b_proj(rms_norm(q, self.q_a_layernorm, eps=LATENT_NORM_EPS))
-        q_nope, q_pe = q.unflatten(-1, (self.num_heads, -1)).split([self.nope_dim, self.rope_dim], dim=-1)
+        q = q.reshape(-1, self.num_heads, self.nope_dim + self.rope_dim)
+        q_nope, q_pe = torch.split(q, [self.nope_dim, self.rope_dim], dim=-1)
         q_pe = rope(q_pe, batch.positions, cos_sin, interleaved=self.interleaved)
 
         attend = self.attend_absorbed if absorbed else self.attend_expanded
@@ -107,9 +108,9 @@ class Attention(nn.Module):
         latents = mla_cache_gather(
             pages, batch.block_table, batch.cu_seqlens_k, sum(batch.seqlens_k), out_dtype=q_nope.dtype
         )
-        kv_c, k_pe = latents.split([self.kv_lora_rank, self.rope_dim], dim=-1)
-        kv = self.kv_b_proj(kv_c).unflatten(-1, (self.num_heads, -1))
-        k_nope, v = kv.split([self.nope_dim, self.v_head_dim], dim=-1)
+        kv_c, k_pe = torch.split(latents, [self.kv_lora_rank, self.rope_dim], dim=-1)
+        kv = self.kv_b_proj(kv_c).view(-1, self.num_heads, self.nope_dim + self.v_head_dim)
+        k_nope, v = torch.split(kv, [self.nope_dim, self.v_head_dim], dim=-1)
         k = torch.cat([k_nope, k_pe.unsqueeze(1).expand(-1, self.num_heads, -1)], dim=-1)
         q = torch.cat([q_nope, q_pe], dim=-1)
         out, _ = mla_prefill(
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         q = torch.cat([q_latent, q_pe], dim=-1)
         s_q = batch.uniform_seqlen_q
         if s_q is not None:
-            q = q.unflatten(0, (-1, s_q))
+            q = q.view(-1, s_q, self.num_heads, q.shape[-1])
         out, _ = mla_decode(
             q,
             pages,
@@ -141,7 +142,7 @@ class Attention(nn.Module):
     def absorption(self) -> tuple[Tensor, Tensor]:
         """W_UK `[H, nope, kv_lora_rank]` and W_UV `[H, v, kv_lora_rank]`, views of `kv_b_proj`."""
         w_kv = self.kv_b_proj.weight.view(self.num_heads, -1, self.kv_lora_rank)
-        w_uk, w_uv = w_kv.split([self.nope_dim, self.v_head_dim], dim=1)
+        w_uk, w_uv = torch.split(w_kv, [self.nope_dim, self.v_head_dim], dim=1)
         return w_uk, w_uv
 
 

@@ -73,16 +73,20 @@ class Linear(nn.Module):
         """The weight in `dtype`, `[n, k]`."""
         return self.weight
 
+    def _place(self, part: int, weight: Tensor) -> tuple[slice, slice]:
+        start = self.parts[part].start
+        return slice(start, start + weight.shape[0]), slice(0, weight.shape[1])
+
     def load_part(self, part: int, weight: Tensor, scale: Tensor | None = None, *, group: int | None = None) -> None:
         """Copies one projection of a checkpoint into its rows.
 
         Args:
             part: which of `out_features`.
-            weight: `[rows, columns]`, with no more columns than `in_features` (the rest stays as it is).
+            weight: `[rows, columns]`, at most the part's rows and `in_features` columns (the rest stays as it is).
             scale: for a weight in FP8 its `[ceil(rows / 128), ceil(columns / 128)]` float32 `weight_scale_inv`.
             group: which expert, for a layer with `num_groups`.
         """
-        rows, columns = self.parts[part], slice(0, weight.shape[-1])
+        rows, columns = self._place(part, weight)
         weight = weight.to(self.weight.device)
         if scale is not None:
             weight = per_block_cast_from_fp8(weight, scale.to(weight.device), out_dtype=self.dtype)
@@ -133,7 +137,7 @@ class Fp8Linear(Linear):
 
     def load_part(self, part: int, weight: Tensor, scale: Tensor | None = None, *, group: int | None = None) -> None:
         """As `Linear.load_part`; a weight without `scale` is quantized here."""
-        rows, columns = self.parts[part], slice(0, weight.shape[-1])
+        rows, columns = self._place(part, weight)
         weight = weight.to(self.weight.device)
         if scale is None:
             weight, scale = per_block_cast_to_fp8(weight, use_ue8m0=self.use_ue8m0)

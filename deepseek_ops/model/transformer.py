@@ -95,11 +95,8 @@ class DeepseekModel(nn.Module):
             for i in range(config.num_hidden_layers)
         )
         self.norm = norm_weight(config.hidden_size, dtype)
-        self.lm_head = (
-            self.embed_tokens
-            if config.tie_word_embeddings
-            else nn.Parameter(torch.empty_like(self.embed_tokens), False)
-        )
+        self.lm_head = None if config.tie_word_embeddings else nn.Parameter(torch.empty_like(self.embed_tokens), False)
+        """None: the embedding is the head too."""
         self.mtp = nn.ModuleList()
         """The multi-token prediction modules, if they were added (`mtp.add_mtp`)."""
         self.cos_sin: Tensor | None = None

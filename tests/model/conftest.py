@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deepseek_ops import YarnScaling
 from deepseek_ops.model.checkpoint import write_checkpoint
@@ -100,6 +101,15 @@ FP8 = replace(
     num_nextn_predict_layers=1,
 )
 """With the ragged cases of the releases: kv_a of 192 rows, one and a half blocks, and such a dense MLP."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small only wait for a second thread."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,43 @@
+"""What the model's tests share: one forward pass over fresh sequences, and greedy decoding with transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_ops.model import DeepseekModel
+
+
+def forward(model: DeepseekModel, prompts: Sequence[Tensor], *, chunk: int | None = None) -> list[Tensor]:
+    """Logits of every token of each prompt, all prompts in one batch, prefilled in chunks."""
+    cache = model.make_cache([len(p) for p in prompts])
+    sequences = [cache.allocate() for _ in prompts]
+    logits: list[list[Tensor]] = [[] for _ in prompts]
+    longest = max(len(p) for p in prompts)
+    chunk = chunk or longest
+    for start in range(0, longest, chunk):
+        chunks = {i: p[start : start + chunk] for i, p in enumerate(prompts) if len(p) > start}
+        batch = cache.append([sequences[i] for i in chunks], [len(c) for c in chunks.values()])
+        rows = model(torch.cat(list(chunks.values())).to(model.device), batch, cache, all_logits=True)
+        for i, part in zip(chunks, rows.split([len(c) for c in chunks.values()]), strict=True):
+            logits[i].append(part)
+    return [torch.cat(parts) for parts in logits]
+
+
+def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The same checkpoint in transformers, with its plainest attention."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    name = "DeepseekV2ForCausalLM" if "deepseek_v2" in (folder / "config.json").read_text() else "DeepseekV3ForCausalLM"
+    return getattr(transformers, name).from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+
+
+def prompt(length: int, vocab_size: int = 199, seed: int = 0) -> Tensor:
+    """`length` random token ids."""
+    return torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
