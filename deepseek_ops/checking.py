@@ -63,20 +63,23 @@ class Checker:
             self.fail(name, _list(shape), _list(got))
         return got
 
-    def row_stride(self, name: str, x: Tensor, num_bytes: int) -> None:
-        """The last dimension must be contiguous, and each row must start at a multiple of `num_bytes`."""
+    def row_stride(self, name: str, x: Tensor, num_bytes: int, *, distinct: bool = False) -> None:
+        """The last dimension must be contiguous, and each row must start at a multiple of `num_bytes`.
+
+        `distinct`: rows must not overlap either, as TMA asks.
+        """
         size = x.element_size()
         if x.numel() == 0:
             return
         if x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1:
             self.fail(name, "contiguous in its last dimension", f"strides {_list(x.stride())}")
         if x.storage_offset() * size % num_bytes:
-            self.fail(
-                name, f"aligned to {num_bytes} bytes", f"a storage offset of {x.storage_offset() * size} bytes"
-            )
+            self.fail(name, f"aligned to {num_bytes} bytes", f"a storage offset of {x.storage_offset() * size} bytes")
         for extent, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
             if extent > 1 and (stride * size % num_bytes or stride < 0):
                 self.fail(name, f"of row strides that are multiples of {num_bytes} bytes", f"{_list(x.stride())}")
+            if distinct and extent > 1 and stride < x.shape[-1]:
+                self.fail(name, "of rows that do not overlap", f"strides {_list(x.stride())}")
 
     def contiguous(self, name: str, x: Tensor) -> None:
         if not x.is_contiguous():

@@ -18,9 +18,7 @@ __all__ = ["fp8_gemm_nt", "fp8_gemm_nt_out"]
 GEMM_OUT_DTYPES = (torch.bfloat16, torch.float32)
 
 
-def fp8_gemm_nt(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, out_dtype: torch.dtype = torch.bfloat16
-) -> Tensor:
+def fp8_gemm_nt(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """`d = (a * sfa) @ (b * sfb).T`, accumulated in float32.
 
     Args:
@@ -41,9 +39,7 @@ def fp8_gemm_nt(
     return _fp8_gemm_nt(a, sfa, b, sfb, out_dtype)
 
 
-def fp8_gemm_nt_out(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, *, accumulate: bool = False
-) -> None:
+def fp8_gemm_nt_out(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
     """`fp8_gemm_nt` into `out`, which is overwritten, or added to with `accumulate`.
 
     Args:
@@ -68,8 +64,8 @@ def check_fp8_gemm(
     check.true(n % 8 == 0, "n", "a multiple of 8", n)
     check.tensor("sfa", sfa, (m, ceil_div(k, BLOCK)), torch.float32)
     check.tensor("sfb", sfb, (*lead, ceil_div(n, BLOCK), ceil_div(k, BLOCK)), torch.float32)
-    check.row_stride("a", a, 16)
-    check.row_stride("b", b, 16)
+    check.row_stride("a", a, 16, distinct=True)
+    check.row_stride("b", b, 16, distinct=True)
     return *lead, m, n, k
 
 
@@ -83,8 +79,8 @@ def _check_out(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accu
     check = Checker("fp8_gemm_nt_out")
     m, n, _ = check_fp8_gemm(check, a, sfa, b, sfb)
     check.tensor("out", out, (m, n), GEMM_OUT_DTYPES)
-    check.row_stride("out", out, 16)
     check.writable("out", out, a, sfa, b, sfb)
+    check.row_stride("out", out, 16, distinct=True)
 
 
 def fp8_gemm_nt_reference(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -94,9 +90,7 @@ def fp8_gemm_nt_reference(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dt
     return (a @ b.T).to(out_dtype)
 
 
-def fp8_gemm_nt_out_reference(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool
-) -> None:
+def fp8_gemm_nt_out_reference(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool) -> None:
     d = fp8_gemm_nt_reference(a, sfa, b, sfb, torch.float32)
     out.copy_(out + d if accumulate else d)
 

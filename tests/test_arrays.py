@@ -38,6 +38,10 @@ def library(request):
     return cupy
 
 
+def as_array(x, library=np):
+    return library.asarray((x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x).numpy())
+
+
 def to_numpy(x):
     return x if isinstance(x, np.ndarray) else x.get()
 
@@ -91,7 +95,7 @@ def test_every_float_between_two_e4m3_values_goes_to_the_nearer_one():
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 8, 16), (5, 136, 272), (33, 24, 128), (0, 8, 16), (2, 8, 0)])
 def test_multiplies(library, m, n, k):
     a, sfa, b, sfb = quantized_operands(m, n, k, "cpu")
-    operands = [library.asarray(x.view(torch.uint8).numpy() if x.dtype == torch.float8_e4m3fn else x.numpy()) for x in (a, sfa, b, sfb)]  # fmt: skip
+    operands = [as_array(x, library) for x in (a, sfa, b, sfb)]
     got = arrays.fp8_gemm_nt(*operands)
     assert_gemm_close(as_torch(got, torch.float32), dequantized_product(a, sfa, b, sfb), 5e-4)
     again = arrays.fp8_gemm_nt(*operands, out=got, accumulate=True)
@@ -100,7 +104,7 @@ def test_multiplies(library, m, n, k):
 
 def test_stores_bfloat16_bits(library):
     a, sfa, b, sfb = quantized_operands(4, 16, 128, "cpu")
-    operands = [library.asarray(x.view(torch.uint8).numpy() if x.dtype == torch.float8_e4m3fn else x.numpy()) for x in (a, sfa, b, sfb)]  # fmt: skip
+    operands = [as_array(x, library) for x in (a, sfa, b, sfb)]
     got = arrays.fp8_gemm_nt(*operands, out=library.zeros((4, 16), np.uint16))
     assert_gemm_close(as_torch(got, torch.bfloat16), dequantized_product(a, sfa, b, sfb), 3e-3)
 
@@ -117,7 +121,7 @@ def test_stores_bfloat16_bits(library):
     ],
 )
 def test_names_what_is_wrong(change, error, message):
-    a, sfa, b, sfb = (x.view(torch.uint8).numpy() if x.dtype == torch.float8_e4m3fn else x.numpy() for x in quantized_operands(5, 264, 272, "cpu"))  # fmt: skip
+    a, sfa, b, sfb = (as_array(x) for x in quantized_operands(5, 264, 272, "cpu"))
     with pytest.raises(error, match=message):
         arrays.fp8_gemm_nt(*change(a, sfa, b, sfb))
 

@@ -43,7 +43,13 @@ def test_is_public_under_its_own_name_and_documented(op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_opcheck_passes(op, device):
+def test_opcheck_passes(op, device, monkeypatch):
+    allclose = torch.allclose  # with which opcheck looks for mutated inputs; it has no arithmetic on FP8
+
+    def allclose_or_same_bits(x, y, **options):
+        return torch.equal(bits(x), bits(y)) if x.dtype == torch.float8_e4m3fn else allclose(x, y, **options)
+
+    monkeypatch.setattr(torch, "allclose", allclose_or_same_bits)
     opcheck(OPS[op].overload, SAMPLES[op](device))
 
 

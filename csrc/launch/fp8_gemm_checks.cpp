@@ -6,10 +6,13 @@ namespace dso {
 namespace {
 
 constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1024;  // tile arithmetic is in int
-constexpr int64_t kMaxOutput = int64_t{1} << 42;          // so that a count of tiles of 64 x 64 is an int
+constexpr int64_t kMaxOutput = int64_t{1} << 42;           // so that a count of tiles of 64 x 64 is an int
 
-bool is_aligned(const void* pointer, int64_t stride, int element_bytes) {
-    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride * element_bytes % 16 == 0;
+/// Whether TMA can walk the rows: aligned to 16 bytes, and apart. With at most one row the stride is never used, and
+/// callers leave any number there.
+bool are_tma_rows(const void* pointer, int64_t rows, int64_t columns, int64_t stride, int element_bytes) {
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return false;
+    return rows <= 1 || (stride >= columns && stride * element_bytes % 16 == 0);
 }
 
 }  // namespace
@@ -23,11 +26,10 @@ dso_status check_fp8_gemm(const dso_fp8_gemm& gemm) {
     if (gemm.n % 8 != 0) return wrong("n must be a multiple of 8");
     if (gemm.k % 16 != 0) return wrong("k must be a multiple of 16");
     if (gemm.d_dtype != DSO_BF16 && gemm.d_dtype != DSO_F32) return wrong("d must be bfloat16 or float32");
-    // With at most one row the stride is never used, and callers leave any number there.
-    if (!is_aligned(gemm.a, gemm.m > 1 ? gemm.a_stride : 0, 1)) return wrong("a must have rows aligned to 16 bytes");
-    if (!is_aligned(gemm.b, gemm.n > 1 ? gemm.b_stride : 0, 1)) return wrong("b must have rows aligned to 16 bytes");
-    if (!is_aligned(gemm.d, gemm.m > 1 ? gemm.d_stride : 0, gemm.d_dtype == DSO_BF16 ? 2 : 4))
-        return wrong("d must have rows aligned to 16 bytes");
+    if (!are_tma_rows(gemm.a, gemm.m, gemm.k, gemm.a_stride, 1)) return wrong("a must have aligned rows");
+    if (!are_tma_rows(gemm.b, gemm.n, gemm.k, gemm.b_stride, 1)) return wrong("b must have aligned rows");
+    if (!are_tma_rows(gemm.d, gemm.m, gemm.n, gemm.d_stride, gemm.d_dtype == DSO_BF16 ? 2 : 4))
+        return wrong("d must have aligned rows");
     return DSO_OK;
 }
 
