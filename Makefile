@@ -25,7 +25,8 @@ demo: $(environment)
 	$(py) tools/install.py
 	rm -rf build/demo
 	$(py) -m deepseek_ops tiny build/demo
-	$(py) -m deepseek_ops generate build/demo --prompt 'Once upon a time' --max-new-tokens 16
+	$(py) -m deepseek_ops generate build/demo --prompt 'Once upon a time' --max-new-tokens 32 --ignore-eos
+	@echo '(random weights: noise is what they should give)'
 	$(py) -m deepseek_ops ops
 
 test: $(environment)
@@ -38,7 +39,7 @@ gpu: $(environment)
 
 bench: $(environment)
 	$(py) tools/install.py test
-	$(py) -m pytest -q benchmarks $(PYTEST)
+	$(py) -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds $(PYTEST)
 
 lint: $(environment)
 	$(py) tools/install.py lint

@@ -15,17 +15,27 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD_TOOLS = ["setuptools>=64", "wheel", "cmake>=3.24", "ninja", "pybind11>=2.13"]
 PIP = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
 
 
 def is_missing(requirement: str) -> bool:
-    """Whether nothing of that name is installed; that its version fits is left to pip, where pip has a choice."""
+    """Whether nothing of that name and of the version that it starts with is installed."""
+    name, *version = re.split(r"\s*[=>]=\s*", requirement)
     try:
-        metadata.version(re.split(r"[\s<>=!~;\[(]", requirement, maxsplit=1)[0])
+        return bool(version) and numbers(metadata.version(name)) < numbers(version[0])
     except metadata.PackageNotFoundError:
         return True
-    return False
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def build_tools() -> list[str]:
+    """What pyproject.toml needs for the build (in a regular expression: tomllib came with Python 3.11)."""
+    found = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), flags=re.M)
+    assert found is not None, "pyproject.toml names its build requirements in one line"
+    return re.findall(r'"([^"]+)"', found[1])
 
 
 def requirements(extras: list[str]) -> list[str]:
@@ -49,7 +59,7 @@ def install_missing(wanted: list[str]) -> list[str]:
 
 
 def main() -> None:
-    absent = install_missing(BUILD_TOOLS)
+    absent = install_missing(build_tools())
     if subprocess.call([*PIP, "--no-build-isolation", "--no-deps", "-e", str(ROOT)]):
         hint = f"; it lacks {', '.join(absent)}, which could not be installed" if absent else ""
         raise SystemExit(f"deepseek_ops: the build failed{hint}")

@@ -118,10 +118,10 @@ int main() {
     refuse("output", [&](auto& gemm) { gemm.m = gemm.n = gemm.d_stride = large; });
     refuse("n must be a multiple of 8", [](auto& gemm) { gemm.n = 260; });
     refuse("k must be a multiple of 16", [](auto& gemm) { gemm.k = 264; });
-    refuse("a must have rows aligned", [](auto& gemm) { gemm.a = memory + 1; });
-    refuse("a must have rows aligned", [](auto& gemm) { gemm.a_stride = 257; });
-    refuse("b must have rows aligned", [](auto& gemm) { gemm.b = memory + 8; });
-    refuse("d must have rows aligned", [](auto& gemm) { gemm.d_stride = 260; });
+    refuse("a must have aligned rows", [](auto& gemm) { gemm.a = memory + 1; });
+    refuse("a must have aligned rows", [](auto& gemm) { gemm.a_stride = 257; });
+    refuse("b must have aligned rows", [](auto& gemm) { gemm.b = memory + 8; });
+    refuse("d must have aligned rows", [](auto& gemm) { gemm.d_stride = 260; });
     refuse("d must be bfloat16 or float32", [](auto& gemm) { gemm.d_dtype = DSO_F16; });
     std::printf("%lld plans, %lld checks\n", num_plans, num_checked);
 }
