@@ -1,4 +1,4 @@
-"""pytest benchmarks [--results FILE] [--peers DIR] [--quick]: the GPU's time of every op at the shapes of DeepSeek models.
+"""pytest benchmarks [--results FILE] [--peers DIR] [--quick]: the GPU time of every op at DeepSeek shapes.
 
 On a CPU, or with --benchmark-disable, each bench calls its op once on a small stand-in and verifies the result.
 """

@@ -297,9 +297,7 @@ def measure(
         except Exception as failure:
             if provider == first:
                 raise
-            absent[provider] = (
-                f"{type(failure).__name__}: {str(failure).strip().splitlines()[0] if str(failure) else ''}"
-            )
+            absent[provider] = reason(failure)
 
     state = _warm_up([x.run for x in timed.values()], warm_up, device)
     again = "again"  # not a provider's name: those that run are strings like "deepseek_ops"

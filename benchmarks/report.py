@@ -1,0 +1,335 @@
+"""The results file -> the tables in README.md and docs/, and the plots in docs/figures/.
+
+    python benchmarks/report.py            rewrite what stands between the markers
+    python benchmarks/report.py --check    fail if it differs from what the results give
+    python benchmarks/report.py --plots    draw the plots, too (needs matplotlib)
+
+A table stands between `<!-- figures:begin NAME -->` and `<!-- figures:end NAME -->`. NAME is `conditions`, `summary`,
+`checks`, `host`, `generation` or the name of an op.
+
+The results file (benchmarks/results/h200.json), schema 1; times are medians over `n` samples:
+
+    schema      1
+    conditions  date, device, driver_version, cuda, nvcc, torch, python, version, git_revision, git_dirty, csrc_sha256,
+                power.limit, clocks.max.sm, clocks.max.mem, data
+    ceilings    copy_gbps, fp8_tflops: measured in the same run
+    cases       a list of
+        op, case      what ran at which shape
+        flops, bytes  what a call computes, and the fewest bytes that it must move
+        floor_us      max(flops / fp8_tflops, bytes / copy_gbps)
+        limit         the error that a correct result stays under
+        a_a           [median, low, high] of our time over our own time: the noise
+        gpu_state     clocks.sm, clocks.mem, power.draw, temperature.gpu, clocks_event_reasons.active under this load
+        providers     provider ("deepseek_ops" is ours) -> either `absent`, the reason; or
+            median_us, iqr_us, n, samples_us, timer ("cuda graph", "cuda events")
+            tflops, gbps, share_of_floor (floor / median)
+            ratio               [median, low, high] of its time over ours, paired, 95 %; not for ours
+            error, correct      the worst row against float64 in the buffers that were timed; or `note`, why not
+    host        a list of call, us: the host's cost of a call
+    generation  a list of model, batch, tokens_per_second
+    stages      stage of `make gpu` -> status ("passed", "failed", "timed out", "unavailable"), seconds, detail
+    tests       passed, failed, errors, skipped
+    sanitizer   tool -> status, cases, findings (null where it did not run), control ("found", "missed", "not run"):
+                whether it saw a planted bug
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "h200.json"
+OURS = "deepseek_ops"
+NOT_MEASURED = "Not measured yet: `make gpu` on an H200 writes these figures."
+
+Results = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------- the tables
+
+
+def conditions(results: Results) -> str:
+    c = results["conditions"]
+    ceilings = results["ceilings"]
+    dirty = " (with local changes)" if c.get("git_dirty") else ""
+    fp8 = f", FP8 GEMM with one scale {ceilings['fp8_tflops']:.0f} TFLOP/s" if ceilings.get("fp8_tflops") else ""
+    return (
+        f"{c['device']}, driver {c.get('driver_version', 'unknown')}, CUDA {c['cuda']}, torch {c['torch']}, "
+        f"revision {(c.get('git_revision') or 'unknown')[:12]}{dirty}, {c['date']}. "
+        f"Measured in the same run: copy {ceilings['copy_gbps']:.0f} GB/s{fp8}."
+    )
+
+
+def summary(results: Results) -> str:
+    rows = []
+    for op in dict.fromkeys(case["op"] for case in results["cases"]):
+        cases = [case for case in results["cases"] if case["op"] == op]
+        shares = [case["providers"][OURS]["share_of_floor"] for case in cases]
+        best = [ratio for case in cases if (ratio := best_peer(case)) is not None]
+        slower = sum(verdict(case, ratio) == "slower" for case in cases if (ratio := best_peer(case)) is not None)
+        rows.append(
+            [
+                f"`{op}`",
+                len(cases),
+                f"{geometric_mean(shares):.0%}",
+                f"{geometric_mean(r[0] for r in best):.2f}x" if best else "no peer ran",
+                f"{slower} of {len(best)}" if best else "",
+            ]
+        )
+    return markdown(["op", "cases", "share of floor", "best peer's time / ours", "cases slower than it"], rows)
+
+
+def op_table(results: Results, op: str) -> str:
+    cases = [case for case in results["cases"] if case["op"] == op]
+    if not cases:
+        return NOT_MEASURED
+    ran = dict.fromkeys(p for case in cases for p, x in case["providers"].items() if p != OURS and "ratio" in x)
+    header = ["case", "us", "IQR", "TFLOP/s", "GB/s", "of floor", *(f"{p} / ours" for p in ran), "A/A"]
+    rows = []
+    for case in cases:
+        ours = case["providers"][OURS]
+        rows.append(
+            [
+                case["case"],
+                number(ours["median_us"]),
+                number(ours["iqr_us"]),
+                f"{ours['tflops']:.0f}" if case["flops"] else "",
+                f"{ours['gbps']:.0f}",
+                f"{ours['share_of_floor']:.0%}",
+                *(ratio_cell(case, case["providers"].get(p, {})) for p in ran),
+                f"{case['a_a'][0]:.3f}",
+            ]
+        )
+    return markdown(header, rows)
+
+
+def checks(results: Results) -> str:
+    lines = []
+    if tests := results.get("tests"):
+        lines.append(", ".join(f"{count} {outcome}" for outcome, count in tests.items()) + " GPU tests.")
+    sanitizer = results.get("sanitizer", {})
+    rows = [
+        [tool, x["status"], x["cases"], "" if x["findings"] is None else x["findings"], x["control"]]
+        for tool, x in sanitizer.items()
+    ]
+    if rows:
+        lines.append(markdown(["compute-sanitizer", "status", "cases", "findings", "planted bug"], rows))
+    return "\n\n".join(lines) or NOT_MEASURED
+
+
+def host(results: Results) -> str:
+    rows = [[f"`{x['call']}`", number(x["us"])] for x in results["host"]]
+    return markdown(["call", "us"], rows) if rows else NOT_MEASURED
+
+
+def generation(results: Results) -> str:
+    rows = [[x["model"], x["batch"], f"{x['tokens_per_second']:.0f}"] for x in results["generation"]]
+    return markdown(["model", "batch", "tokens/s"], rows) if rows else NOT_MEASURED
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "conditions": conditions,
+    "summary": summary,
+    "checks": checks,
+    "host": host,
+    "generation": generation,
+}
+
+
+def table(name: str, results: Results | None) -> str:
+    """What stands between the markers of `name`."""
+    if results is None:
+        return NOT_MEASURED
+    return TABLES[name](results) if name in TABLES else op_table(results, name)
+
+
+def best_peer(case: dict[str, Any]) -> list[float] | None:
+    """The ratio to the fastest peer that ran and was right."""
+    ratios = [x["ratio"] for x in case["providers"].values() if "ratio" in x and x.get("correct")]
+    return min(ratios, default=None)
+
+
+def verdict(case: dict[str, Any], ratio: Sequence[float]) -> str:
+    """Faster or slower only where the interval lies clear of 1 by more than the noise of this case."""
+    _, low, high = ratio
+    _, noise_low, noise_high = case["a_a"]
+    if low > max(1.0, noise_high):
+        return "faster"
+    return "slower" if high < min(1.0, noise_low) else "level"
+
+
+def ratio_cell(case: dict[str, Any], provider: dict[str, Any]) -> str:
+    if "ratio" not in provider:
+        return ""
+    median, low, high = provider["ratio"]
+    cell = f"{median:.2f} [{low:.2f}, {high:.2f}]"
+    if provider.get("correct") is False:
+        return f"{cell} (its result is wrong)"
+    return f"**{cell} slower**" if verdict(case, provider["ratio"]) == "slower" else cell
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = [math.log(x) for x in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def number(x: float) -> str:
+    return f"{x:.1f}" if x < 100 else f"{x:.0f}"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def short_table(results: Results) -> str:
+    """What `make gpu` prints: a line for each case."""
+    lines = [f"{'op':34} {'case':28} {'us':>9} {'of floor':>8}  best peer's time / ours"]
+    for case in results["cases"]:
+        ours, best = case["providers"][OURS], best_peer(case)
+        peer = f"{best[0]:.2f} {verdict(case, best)}" if best else ""
+        lines.append(
+            f"{case['op']:34} {case['case']:28} {ours['median_us']:9.1f} {ours['share_of_floor']:8.0%}  {peer}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ the documents
+
+MARKERS = re.compile(
+    r"(<!-- figures:begin (?P<name>\S+) -->\n)(?P<body>.*?)(<!-- figures:end (?P=name) -->)", re.DOTALL
+)
+
+
+def known_names() -> set[str]:
+    from deepseek_ops.registry import OPS
+
+    return {*TABLES, *OPS}
+
+
+def render(text: str, results: Results | None) -> str:
+    """`text` with every table between markers as the results give it."""
+    begun = re.findall(r"<!-- figures:begin (\S+) -->", text)
+    unknown = set(begun) - known_names()
+    if unknown:
+        raise ValueError(f"no figures of the name {', '.join(sorted(unknown))}")
+    if len(begun) != len(MARKERS.findall(text)):
+        raise ValueError("a figures:begin without its figures:end")
+    return MARKERS.sub(lambda m: f"{m[1]}{table(m['name'], results)}\n{m[4]}", text)
+
+
+def documents(root: Path) -> list[Path]:
+    return [path for path in (root / "README.md", *sorted((root / "docs").glob("**/*.md"))) if path.is_file()]
+
+
+def load(path: Path) -> Results | None:
+    """The results, or None where nothing was measured yet."""
+    if not path.is_file():
+        return None
+    results: Results = json.loads(path.read_text())
+    if results.get("schema") != 1:
+        raise ValueError(f"{path}: schema {results.get('schema')}, wanted 1")
+    return results
+
+
+def update(root: Path, results: Results | None, *, check: bool) -> list[Path]:
+    """Rewrites the documents whose tables differ from the results (with `check`: only names them)."""
+    stale = []
+    for path in documents(root):
+        text = path.read_text()
+        wanted = render(text, results)
+        if wanted != text:
+            stale.append(path)
+            if not check:
+                path.write_text(wanted)
+    return stale
+
+
+# ---------------------------------------------------------------------------------------------------- the plots
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """A roofline of all cases, and the latency of MLA decoding over the batch."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "figures"  # the same figures give the same file
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, plot in {"roofline": plot_roofline, "mla_latency": plot_mla_latency}.items():
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        plot(axes, results)
+        axes.grid(True, which="both", alpha=0.2)
+        axes.legend(fontsize=8)
+        drawn.append(folder / f"{name}.svg")
+        figure.savefig(drawn[-1], metadata={"Date": None})
+        plt.close(figure)
+    return drawn
+
+
+def plot_roofline(axes: Any, results: Results) -> None:
+    bandwidth = results["ceilings"]["copy_gbps"] * 1e9
+    peak = (results["ceilings"]["fp8_tflops"] or math.inf) * 1e12
+    intensities = [2.0**i for i in range(-2, 14)]
+    roof = [min(peak, bandwidth * i) / 1e12 for i in intensities]
+    axes.loglog(intensities, roof, color="black", linewidth=1, label="measured ceilings")
+    for op in dict.fromkeys(case["op"] for case in results["cases"] if case["flops"]):
+        points = [
+            (case["flops"] / case["bytes"], case["providers"][OURS]["tflops"])
+            for case in results["cases"]
+            if case["op"] == op
+        ]
+        axes.loglog(*zip(*points, strict=True), "o", markersize=4, label=op)
+    axes.set_xlabel("FLOP per byte")
+    axes.set_ylabel("TFLOP/s")
+    axes.set_title(results["conditions"]["device"])
+
+
+MLA_CASE = re.compile(r"(?P<batch>\d+) x 1 x (?P<s_k>\d+), 16 heads, bf16")
+
+
+def plot_mla_latency(axes: Any, results: Results) -> None:
+    curves: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    for case in results["cases"]:
+        if case["op"] == "mla_decode" and (found := MLA_CASE.fullmatch(case["case"])):
+            for provider, x in case["providers"].items():
+                if "median_us" in x:
+                    curves.setdefault((provider, int(found["s_k"])), []).append((int(found["batch"]), x["median_us"]))
+    for (provider, s_k), points in sorted(curves.items()):
+        style = "o-" if provider == OURS else "x--"
+        axes.loglog(*zip(*sorted(points), strict=True), style, markersize=4, label=f"{provider}, {s_k} tokens")
+    axes.set_xlabel("batch")
+    axes.set_ylabel("us")
+    axes.set_title("MLA decoding, 16 heads, bfloat16 cache")
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description="Results -> tables and plots.")
+    parser.add_argument("--results", type=Path, default=root / RESULTS.relative_to(ROOT))
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is stale")
+    parser.add_argument("--plots", action="store_true", help="draw docs/figures/*.svg, too")
+    options = parser.parse_args(argv)
+    results = load(options.results)
+    stale = update(root, results, check=options.check)
+    for path in stale:
+        print(f"{path.relative_to(root)}: {'differs from the results' if options.check else 'rewritten'}")
+    if options.plots and results is not None:
+        for path in draw(results, root / "docs" / "figures"):
+            print(f"{path.relative_to(root)}: drawn")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

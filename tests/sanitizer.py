@@ -1,0 +1,199 @@
+"""The kernels under compute-sanitizer: memcheck, racecheck, synccheck and initcheck, each in a process of its own.
+
+    python tests/sanitizer.py [--json FILE]      run all four; fails on a finding, or if a planted bug is missed
+    python tests/sanitizer.py cases              what they run: every op that has a kernel, on small inputs
+    python tests/sanitizer.py plant TOOL         a kernel with the bug that TOOL is for: it must be found
+
+What no tool sees: TMA clamps accesses outside its tensor, and racecheck knows shared memory only. The suite's guard
+bands and poisoned outputs are for these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+COMMON = ("--target-processes=application-only", "--destroy-on-device-error=context", "--print-limit=20")
+TOOLS = {
+    "memcheck": (
+        "--check-api-memory-access=no",
+        "--padding=512",
+        "--track-stream-ordered-races=all",
+        "--check-warpgroup-mma=yes",
+    ),
+    "racecheck": ("--racecheck-report=all",),
+    "synccheck": (),
+    "initcheck": ("--initcheck-address-space=all",),
+}
+"""Tool -> its own flags. A version that does not know one of them runs without."""
+
+ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_LAUNCH_BLOCKING": "1"}
+"""Each tensor an allocation of its own, so that one cannot be overrun into another unseen."""
+
+TIMEOUT = 240
+"""Seconds for one process."""
+
+PLANTED = {
+    "memcheck": "x[n] = 1;",
+    "racecheck": "__shared__ int s[64]; s[threadIdx.x] = n; x[threadIdx.x] = s[(threadIdx.x + 32) % 64];",
+    "synccheck": "if (threadIdx.x % 32 < 16) __syncthreads(); x[threadIdx.x] = 1;",
+    "initcheck": "x[threadIdx.x] += 1;",
+}
+"""Tool -> the body of a kernel `bug(int* x, int n)` of 64 threads over 64 uninitialised elements."""
+
+
+# ------------------------------------------------------------------------------------ inside the checked process
+
+
+def run_cases() -> int:
+    """Runs every case on the GPU and returns how many there were."""
+    import torch
+
+    from deepseek_ops.registry import OPS
+    from tests.samples import SAMPLES
+
+    calls = [(op, SAMPLES[op]) for op in OPS if OPS[op].has_kernel]
+    calls += [(op, make) for op, make in edge_cases() if OPS[op].has_kernel]
+    for op, make in calls:
+        OPS[op](*make("cuda"))
+        torch.cuda.synchronize()
+    return len(calls)
+
+
+def edge_cases() -> list[tuple[str, Callable[[str], tuple[Any, ...]]]]:
+    """Shapes at the edges of tiles, beside the tests' samples."""
+    import torch
+
+    from deepseek_ops.quantize import AMAX_FLOOR
+    from tests.support import quantized_operands
+
+    gemms = [(1, 2112, 512), (63, 136, 128), (65, 576, 384), (129, 264, 1040), (0, 128, 128)]
+    tokens = [(1, 128), (5, 200), (65, 1152)]
+    return [
+        *(
+            ("fp8_gemm_nt", lambda device, s=shape: (*quantized_operands(*s, device), torch.bfloat16))
+            for shape in gemms
+        ),
+        *(
+            (
+                "per_token_cast_to_fp8",
+                lambda device, s=shape: (torch.randn(s, device=device).bfloat16(), False, True, AMAX_FLOOR),
+            )
+            for shape in tokens
+        ),
+    ]
+
+
+def run_planted(tool: str) -> None:
+    import cupy
+
+    cupy.cuda.set_allocator(None)
+    kernel = cupy.RawKernel(f'extern "C" __global__ void bug(int* x, int n) {{ {PLANTED[tool]} }}', "bug")
+    x = cupy.ndarray(64, dtype=cupy.int32)  # uninitialised
+    kernel((1,), (64,), (x, cupy.int32(64)))
+    cupy.cuda.Device().synchronize()
+
+
+# ----------------------------------------------------------------------------------------------------- outside
+
+Run = Callable[[Sequence[str]], tuple[int, str]]
+"""Runs a command: its exit code and what it printed."""
+
+
+def run_command(command: Sequence[str]) -> tuple[int, str]:
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT,
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"no end after {TIMEOUT} s"
+    return done.returncode, done.stdout
+
+
+def num_findings(output: str) -> int | None:
+    """What a tool's closing line counts, or None where there is none: it did not run to its end."""
+    hazards = re.findall(r"RACECHECK SUMMARY: (\d+) hazard", output)
+    errors = re.findall(r"ERROR SUMMARY: (\d+) error", output)
+    counts = hazards or errors
+    return int(counts[-1]) if counts else None
+
+
+def sanitize(tool: str, arguments: Sequence[str], run: Run) -> tuple[int | None, int, str]:
+    """The findings of `tool` over this file with `arguments`, its exit code, and what it printed."""
+    program = (sys.executable, str(Path(__file__).resolve()), *arguments)
+    start = ("compute-sanitizer", f"--tool={tool}", *COMMON)
+    code, output = run((*start, *TOOLS[tool], *program))
+    if num_findings(output) is None and TOOLS[tool] and code != 124:
+        code, output = run((*start, *program))
+    return num_findings(output), code, output
+
+
+def check(tool: str, run: Run = run_command) -> dict[str, Any]:
+    """What `tool` finds in our kernels, and whether it finds the planted bug."""
+    planted, _, planted_output = sanitize(tool, ("plant", tool), run)
+    control = "not run" if planted is None else "found" if planted else "missed"
+    findings, code, output = sanitize(tool, ("cases",), run)
+    ran = re.search(r"(\d+) cases ran", output)
+    num_cases = int(ran[1]) if ran else 0
+    fine = findings == 0 and code == 0 and num_cases > 0 and control != "missed"
+    status = "passed" if fine else "unavailable" if findings is None and planted is None else "failed"
+    detail = "" if fine else tail(planted_output if status == "unavailable" else output)
+    return {"status": status, "cases": num_cases, "findings": findings, "control": control, "detail": detail}
+
+
+def tail(output: str, num_lines: int = 20) -> str:
+    return "\n".join(output.strip().splitlines()[-num_lines:])
+
+
+def check_all(run: Run = run_command) -> dict[str, dict[str, Any]]:
+    if run is run_command and shutil.which("compute-sanitizer") is None:
+        missing = {"status": "unavailable", "cases": 0, "findings": None, "control": "not run"}
+        return dict.fromkeys(TOOLS, missing | {"detail": "no compute-sanitizer here"})
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        return dict(zip(TOOLS, pool.map(lambda tool: check(tool, run), TOOLS), strict=True))
+
+
+def main(argv: Sequence[str] | None = None, run: Run = run_command) -> int:
+    parser = argparse.ArgumentParser(description="The kernels under compute-sanitizer.")
+    parser.add_argument("mode", nargs="?", choices=("all", "cases", "plant"), default="all")
+    parser.add_argument("tool", nargs="?", choices=tuple(TOOLS))
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    options = parser.parse_args(argv)
+    if options.mode == "cases":
+        print(f"{run_cases()} cases ran")
+        return 0
+    if options.mode == "plant":
+        run_planted(options.tool)
+        return 0
+    found = check_all(run)
+    for tool, x in found.items():
+        print(f"{tool:10} {x['status']:12} {x['findings']} findings in {x['cases']} cases, planted bug {x['control']}")
+        if x["detail"]:
+            print(x["detail"])
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return int(any(x["status"] == "failed" for x in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,553 @@
+"""The measuring itself: the harness on a fake clock, absent peers, the report, the GPU suite with faked stages."""
+
+import json
+import statistics
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import gpu_suite, harness, peers, report, shapes
+from benchmarks.gpu_suite import Outcome, Stage
+from benchmarks.harness import OURS, Case, Results
+from deepseek_ops import bench
+from deepseek_ops.bench import Ceilings, HostClock, Ratio, measure
+from tests import sanitizer
+
+# ------------------------------------------------------------------------------------------------- the harness
+
+
+class FakeClock:
+    """Each provider's calls return their own duration, which grows a little with every run of anything."""
+
+    name = "fake"
+
+    def __init__(self):
+        self.order = []
+
+    def prepare(self, calls):
+        clock = self
+
+        class FakeTimed:
+            def __init__(self):
+                self.outputs = [call() for call in calls]
+
+            def run(self):
+                clock.order.append(self.outputs[0])
+                return self.outputs[0] * (1 + 0.01 * len(clock.order))
+
+        return FakeTimed()
+
+
+def refusing_clock(message):
+    class RefusingClock:
+        name = "refusing"
+
+        def prepare(self, calls):
+            raise RuntimeError(message)
+
+    return RefusingClock()
+
+
+def fake_measure(calls, **options):
+    clock = FakeClock()
+    return clock, measure(calls, device="cpu", warm_up=0.0, clocks=[clock], **options)
+
+
+def test_every_round_runs_each_provider_once_and_the_first_one_twice():
+    clock, measured = fake_measure({"ours": [lambda: 1.0], "theirs": [lambda: 2.0]}, replays=20)
+    rounds = [clock.order[i : i + 3] for i in range(0, len(clock.order), 3)]
+    assert len(rounds) == 20
+    assert all(sorted(x) == [1.0, 1.0, 2.0] for x in rounds)
+    assert len({tuple(x) for x in rounds}) == 3, "the order must change between rounds"
+    assert len(measured.samples["ours"]) == len(measured.again) == len(measured.samples["theirs"]) == 20
+
+
+def test_drift_that_hits_all_providers_leaves_the_ratio_alone():
+    _, measured = fake_measure({"ours": [lambda: 1.0], "theirs": [lambda: 2.0]}, replays=31)
+    assert measured.samples["ours"][-1] > 1.5 * measured.samples["ours"][0]
+    assert measured.ratio("theirs").median == pytest.approx(2.0, rel=0.02)
+    assert measured.noise.median == pytest.approx(1.0, rel=0.02)
+    assert measured.noise.low <= measured.noise.median <= measured.noise.high
+
+
+def test_median_and_iqr_are_those_of_the_samples():
+    _, measured = fake_measure({"ours": [lambda: 1.0]}, replays=5)
+    samples = measured.samples["ours"]
+    assert measured.median("ours") == statistics.median(samples)
+    assert measured.iqr("ours") == pytest.approx(sorted(samples)[3] - sorted(samples)[1])
+
+
+def test_the_interval_of_a_ratio_holds_the_median_and_widens_with_the_spread():
+    quiet = Ratio.paired([2.0, 2.01, 1.99, 2.0, 2.0], [1.0] * 5)
+    wild = Ratio.paired([1.0, 3.0, 2.0, 4.0, 0.5], [1.0] * 5)
+    assert quiet.low <= quiet.median == 2.0 <= quiet.high
+    assert wild.high - wild.low > 10 * (quiet.high - quiet.low)
+
+
+def test_a_peer_that_fails_is_absent_with_its_reason_and_ours_is_not_forgiven():
+    def broken():
+        raise ValueError("no such\nlayout")
+
+    _, measured = fake_measure({"ours": [lambda: 1.0], "theirs": [broken]}, replays=3)
+    assert measured.absent == {"theirs": "ValueError: no such layout"}
+    assert list(measured.samples) == ["ours"]
+    with pytest.raises(ValueError, match="no such"):
+        fake_measure({"ours": [broken], "theirs": [lambda: 1.0]}, replays=3)
+
+
+def test_calls_that_one_clock_cannot_capture_go_to_the_next():
+    clocks = [refusing_clock("not permitted when stream is capturing"), FakeClock()]
+    measured = measure({"ours": [lambda: 1.0]}, device="cpu", warm_up=0.0, clocks=clocks, replays=3)
+    assert measured.clocks == {"ours": "fake"}
+    with pytest.raises(RuntimeError, match="really broken"):
+        measure({"ours": [lambda: 1.0]}, device="cpu", clocks=[clocks[0], refusing_clock("really broken")])
+
+
+def test_one_replay_is_refused():
+    with pytest.raises(ValueError, match="replays must be 2 or more, got 1"):
+        fake_measure({"ours": [lambda: 1.0]}, replays=1)
+
+
+def test_on_a_cpu_the_host_clock_times_every_input_set():
+    seen = []
+    measured = measure({"ours": [partial(seen.append, i) for i in range(3)]}, device="cpu", warm_up=0.0, replays=2)
+    assert measured.clocks == {"ours": HostClock.name}
+    assert seen == [0, 1, 2] * 5  # prepared once, then two runs in each of two rounds
+    assert all(x > 0 for x in measured.samples["ours"])
+
+
+@pytest.mark.parametrize(("num_bytes", "sets"), [(0, 256), (1, 256), (15_000_000, 20), (299e6, 2), (1e9, 1)])
+def test_input_sets_exceed_the_l2_cache_together(num_bytes, sets):
+    assert bench.num_input_sets(num_bytes) == sets
+
+
+def test_the_floor_is_the_larger_of_arithmetic_and_memory():
+    ceilings = Ceilings(copy_gbps=4000.0, fp8_tflops=1000.0)
+    assert ceilings.floor(flops=1e12, num_bytes=4e6) == pytest.approx(1e-3)
+    assert ceilings.floor(flops=1e6, num_bytes=4e9) == pytest.approx(1e-3)
+    assert Ceilings(4000.0, None).floor(flops=1e15, num_bytes=4e9) == pytest.approx(1e-3)
+
+
+def test_conditions_name_versions_and_revision():
+    found = bench.conditions("cpu")
+    assert found["torch"] == torch.__version__
+    assert len(found["csrc_sha256"]) == 64
+    assert {"date", "device", "cuda", "git_revision", "git_dirty", "data"} <= set(found)
+
+
+def test_the_hash_of_the_sources_sees_content_and_names(tmp_path):
+    def hash_of(name, text):
+        folder = tmp_path / f"{name}-{text}" / "csrc"
+        folder.mkdir(parents=True)
+        (folder / name).write_text(text)
+        return bench.revision(folder.parent)["csrc_sha256"]
+
+    assert hash_of("a.cu", "x") != hash_of("a.cu", "y")
+    assert hash_of("a.cu", "x2") != hash_of("b.cu", "x2")
+    assert bench.revision(tmp_path)["csrc_sha256"] is None
+
+
+def test_the_gpu_state_is_read_by_field():
+    assert bench._parse_smi(("clocks.sm", "power.draw"), "1980 MHz, 210.5 W\n") == {
+        "clocks.sm": "1980 MHz",
+        "power.draw": "210.5 W",
+    }
+    assert bench._parse_smi(("clocks.sm", "power.draw"), "Field is not valid") == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not shapes.GPU, reason="no GPU")
+def test_a_graph_of_a_copy_takes_about_the_time_that_its_bytes_need():
+    x, y = torch.randn(2, 1 << 28, device="cuda")
+    measured = measure({"copy": [lambda: y.copy_(x)], "again": [lambda: y.copy_(x)]}, replays=15)
+    assert measured.clocks["copy"] == "cuda graph"
+    assert 0.2e-3 < measured.median("copy") < 3e-3
+    assert 0.9 < measured.ratio("again").median < 1.1
+    assert torch.equal(x, y)
+
+
+# --------------------------------------------------------------------------------------------- a case's results
+
+
+def make_case(ours=lambda x: lambda: 2 * x, **others):
+    return Case(
+        op="cast_to_fp8",
+        case="8 x 4",
+        make=lambda seed: (torch.full((8, 4), seed + 1.0),),
+        providers={OURS: ours, **others},
+        error=lambda inputs, out: harness.worst_row(out, 2 * inputs[0]),
+        limit=1e-6,
+        flops=1e6,
+        num_bytes=2e8,
+    )
+
+
+def run_case(case):
+    return harness.run(case, "cpu", Ceilings(100.0, None), warm_up=0.0, replays=5)[1]
+
+
+def test_a_row_of_the_results_has_every_provider_or_its_reason():
+    def absent(x):
+        raise peers.Absent("no such library")
+
+    row = run_case(make_case(theirs=lambda x: lambda: x + x, gone=absent))
+    ours, theirs = row["providers"][OURS], row["providers"]["theirs"]
+    assert row["providers"]["gone"] == {"absent": "Absent: no such library"}
+    assert "ratio" not in ours
+    assert len(theirs["ratio"]) == 3
+    assert ours["n"] == len(ours["samples_us"]) == 5
+    assert ours["correct"]
+    assert theirs["correct"]
+    assert row["floor_us"] == pytest.approx(2e8 / 100e9 * 1e6)
+    assert ours["share_of_floor"] == pytest.approx(row["floor_us"] / ours["median_us"])
+    assert ours["gbps"] == pytest.approx(2e8 / ours["median_us"] / 1e3)
+    json.dumps(row)
+
+
+def test_a_wrong_result_of_ours_fails_and_a_peers_is_marked():
+    with pytest.raises(AssertionError, match=r"cast_to_fp8 at 8 x 4: error 5\.0e-01"):
+        run_case(make_case(ours=lambda x: lambda: x))
+    with pytest.raises(AssertionError, match="cast_to_fp8 at 8 x 4"):
+        harness.run_once(make_case(ours=lambda x: lambda: x))
+    assert run_case(make_case(theirs=lambda x: lambda: x))["providers"]["theirs"]["correct"] is False
+
+
+def test_the_last_input_set_is_verified_too():
+    stale = torch.full((8, 4), 2.0)  # right for the first input set alone
+    with pytest.raises(AssertionError, match="error"):
+        run_case(make_case(ours=lambda x: lambda: stale))
+
+
+def test_results_are_written_after_each_case(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    results = Results(path, "cpu")
+    results.add({"op": "a"})
+    results.add_host("torch.add", 1.0)
+    assert [row["op"] for row in json.loads(path.read_text())["cases"]] == ["a"]
+    assert json.loads(path.read_text())["host"] == [{"call": "torch.add", "us": 1.0}]
+    Results(None, "cpu").add({"op": "a"})
+
+
+def test_the_replayed_clock_gives_pytest_benchmark_our_samples():
+    clock = harness.ReplayClock()
+    start = clock()
+    clock.advance(0.25)
+    assert clock() - start == 0.25
+
+
+def test_worst_rows_are_chosen_from_end_to_end():
+    assert harness.some_rows(3, "cpu").tolist() == [0, 1, 2]
+    rows = harness.some_rows(4096, "cpu")
+    assert len(rows) == 64
+    assert (rows[0], rows[-1]) == (0, 4095)
+
+
+def test_the_38_measured_cases_are_there_once_each():
+    cases = [*map(str, shapes.DENSE), *map(str, shapes.CONTIGUOUS), *(f"masked {x}" for x in shapes.MASKED)]
+    assert len(cases) == len(set(cases)) == 38
+    assert len(set(map(str, shapes.MLA))) == len(shapes.MLA) == 34
+
+
+# ------------------------------------------------------------------------------------------------------- peers
+
+
+def test_peers_that_are_not_there_say_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(peers, "folder", None)
+    with pytest.raises(peers.Absent, match="--peers DIR was not given"):
+        peers._find("_flashmla_C.abi3.so")
+    monkeypatch.setattr(peers, "folder", tmp_path)
+    with pytest.raises(peers.Absent, match="no _flashmla_C"):
+        peers._find("_flashmla_C.abi3.so")
+
+
+def test_every_peer_is_absent_on_a_cpu_without_a_crash(monkeypatch):
+    monkeypatch.setattr(peers, "folder", None)
+    from benchmarks import bench_gemm, bench_mla
+
+    gemm = bench_gemm.operands(shapes.Gemm(4, 256, 512), 0)
+    mla = bench_mla.inputs(shapes.Mla(1, 1, 64, 4), 0)
+    for providers, inputs in (
+        (peers.dense_gemm(), gemm),
+        (peers.contiguous_gemm(), gemm),
+        (peers.masked_gemm(8), gemm),
+        (bench_mla.rivals(shapes.Mla(1, 1, 64, 4)), mla),
+    ):
+        calls = {OURS: [lambda: 0.0]}
+        absent = {}
+        for name, prepare in providers.items():
+            try:
+                calls[name] = [prepare(*inputs)]
+            except Exception as failure:
+                absent[name] = bench.reason(failure)
+        measured = measure(calls, device="cpu", warm_up=0.0, replays=2)
+        assert {*absent, *measured.absent, *measured.samples} == {OURS, *providers}
+        assert "deep_gemm" not in providers or "--peers" in absent["deep_gemm"]
+
+
+def test_arguments_by_name_take_their_place_and_the_rest_a_neutral_value():
+    schema = torch._C.parse_schema("x::f(Tensor q, Tensor? k, float scale, int n, bool causal, int m=3) -> Tensor")
+    q = torch.ones(1)
+    assert peers.by_name(schema, q=q, n=7) == [q, None, 0.0, 7, False, 3]
+    with pytest.raises(peers.Absent, match="has no argument page_table"):
+        peers.by_name(schema, q=q, page_table=q)
+
+
+# ------------------------------------------------------------------------------------------------------ report
+
+
+def results_of(row=None):
+    row = row or run_case(make_case(theirs=lambda x: lambda: x + x))
+    return {
+        "schema": 1,
+        "conditions": bench.conditions("cpu"),
+        "ceilings": {"copy_gbps": 10.0, "fp8_tflops": None},
+        "cases": [row],
+        "host": [{"call": "torch.add", "us": 2.5}],
+        "generation": [{"model": "toy", "batch": 1, "tokens_per_second": 100.0}],
+        "tests": {"passed": 3, "failed": 0, "errors": 0, "skipped": 1},
+        "sanitizer": {"memcheck": {"status": "passed", "cases": 4, "findings": 0, "control": "found", "detail": ""}},
+    }
+
+
+def row_with(ratio, a_a=(1.0, 0.99, 1.01), correct=True):
+    ours = {"median_us": 10.0, "iqr_us": 0.1, "n": 15, "tflops": 5.0, "gbps": 50.0, "share_of_floor": 0.5}
+    theirs = {**ours, "ratio": list(ratio), "correct": correct, "error": 0.0}
+    providers = {OURS: ours, "theirs": theirs}
+    return {"op": "cast_to_fp8", "case": "8 x 4", "flops": 1e6, "bytes": 1e6, "a_a": list(a_a), "providers": providers}
+
+
+DOCUMENT = "# Title\n\n<!-- figures:begin cast_to_fp8 -->\nold\n<!-- figures:end cast_to_fp8 -->\n\nrest\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "README.md").write_text(DOCUMENT)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "all.md").write_text(
+        "".join(f"<!-- figures:begin {name} -->\n<!-- figures:end {name} -->\n" for name in report.TABLES)
+    )
+    results = tmp_path / "benchmarks" / "results" / "h200.json"
+    results.parent.mkdir(parents=True)
+    return tmp_path, results
+
+
+def test_check_fails_until_the_documents_show_the_results(project):
+    root, path = project
+    path.write_text(json.dumps(results_of()))
+    assert report.main(["--check"], root) == 1
+    assert (root / "README.md").read_text() == DOCUMENT, "--check must change nothing"
+    assert report.main([], root) == 0
+    assert report.main(["--check"], root) == 0
+    text = (root / "README.md").read_text()
+    assert "| 8 x 4 |" in text
+    assert text.startswith("# Title\n")
+    assert text.endswith("\nrest\n")
+
+
+def test_check_sees_a_number_that_was_edited_by_hand(project):
+    root, path = project
+    path.write_text(json.dumps(results_of(row_with((1.5, 1.4, 1.6)))))
+    report.main([], root)
+    readme = root / "README.md"
+    readme.write_text(readme.read_text().replace("| 10.0 |", "| 9.0 |"))
+    assert report.main(["--check"], root) == 1
+
+
+def test_without_results_the_tables_say_that_nothing_was_measured(project):
+    root, _ = project
+    assert report.main(["--check"], root) == 1
+    assert report.main([], root) == 0
+    assert report.main(["--check"], root) == 0
+    assert "Not measured yet" in (root / "README.md").read_text()
+
+
+def test_a_name_that_no_table_has_and_a_marker_without_an_end_are_errors():
+    with pytest.raises(ValueError, match="no figures of the name nonsense"):
+        report.render("<!-- figures:begin nonsense -->\n<!-- figures:end nonsense -->", None)
+    with pytest.raises(ValueError, match="without its figures:end"):
+        report.render("<!-- figures:begin summary -->\n", None)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "a_a", "verdict"),
+    [
+        ((1.2, 1.1, 1.3), (1.0, 0.99, 1.01), "faster"),
+        ((0.8, 0.7, 0.9), (1.0, 0.99, 1.01), "slower"),
+        ((1.02, 1.005, 1.03), (1.0, 0.98, 1.02), "level"),  # within the noise
+        ((1.2, 0.9, 1.5), (1.0, 0.99, 1.01), "level"),  # too wide an interval
+    ],
+)
+def test_a_claim_needs_an_interval_clear_of_one_and_of_the_noise(ratio, a_a, verdict):
+    assert report.verdict(row_with(ratio, a_a), ratio) == verdict
+
+
+def test_losing_cases_are_marked_and_wrong_peers_do_not_count():
+    slower = results_of(row_with((0.8, 0.7, 0.9)))
+    assert "**0.80 [0.70, 0.90] slower**" in report.table("cast_to_fp8", slower)
+    assert "1 of 1" in report.table("summary", slower)
+    wrong = results_of(row_with((0.8, 0.7, 0.9), correct=False))
+    assert "its result is wrong" in report.table("cast_to_fp8", wrong)
+    assert "no peer ran" in report.table("summary", wrong)
+
+
+def test_results_of_another_schema_are_refused(tmp_path):
+    path = tmp_path / "h200.json"
+    path.write_text('{"schema": 2}')
+    with pytest.raises(ValueError, match="schema 2, wanted 1"):
+        report.load(path)
+
+
+def test_plots_are_drawn_and_the_same_twice(tmp_path):
+    pytest.importorskip("matplotlib")
+    mla = row_with((1.2, 1.1, 1.3)) | {"op": "mla_decode", "case": "16 x 1 x 1024, 16 heads, bf16"}
+    results = results_of()
+    results["cases"].append(mla)
+    first, second = (report.draw(results, tmp_path / name) for name in ("first", "second"))
+    assert [path.name for path in first] == ["roofline.svg", "mla_latency.svg"]
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    assert "1024 tokens" in first[1].read_text()
+
+
+def test_the_committed_documents_show_the_committed_results():
+    assert report.main(["--check"]) == 0, "run: python benchmarks/report.py"
+
+
+# --------------------------------------------------------------------------------------------------- GPU suite
+
+
+def fake_stages(work, statuses, cases=True):
+    """Stands in for run_stage: leaves behind what the stages would."""
+
+    def run(stage, _):
+        if stage.name == "tests":
+            xml = '<testsuites><testsuite tests="5" failures="1" errors="0" skipped="1"/></testsuites>'
+            (work / "tests.xml").write_text(xml)
+        if stage.name == "benches" and cases:
+            (work / "benches.json").write_text(json.dumps(results_of()))
+        if stage.name == "sanitizer":
+            (work / "sanitizer.json").write_text(json.dumps(results_of()["sanitizer"]))
+        return Outcome(statuses.get(stage.name, "passed"), 1.0, "" if stage.name not in statuses else "why")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        ({}, 0),
+        ({"tests": "failed"}, 1),
+        ({"sanitizer": "timed out"}, 1),
+        ({"benches": "timed out"}, 0),  # what was measured until then is kept
+    ],
+)
+def test_the_suite_records_every_stage_and_fails_with_the_checks(tmp_path, capsys, statuses, code):
+    run = fake_stages(tmp_path, statuses)
+    assert gpu_suite.main([], gpu="NVIDIA H200", run=run, work=tmp_path, target=tmp_path / "results") == code
+    results = json.loads((tmp_path / "results" / "h200.json").read_text())
+    assert {name: stage["status"] for name, stage in results["stages"].items()} == {
+        name: statuses.get(name, "passed") for name in ("tests", "sanitizer", "benches")
+    }
+    assert results["tests"] == {"passed": 3, "failed": 1, "errors": 0, "skipped": 1}
+    assert results["sanitizer"]["memcheck"]["findings"] == 0
+    assert "8 x 4" in capsys.readouterr().out
+
+
+def test_a_suite_without_figures_fails_and_does_not_show_those_of_last_time(tmp_path):
+    (tmp_path / "benches.json").write_text(json.dumps(results_of()))
+    run = fake_stages(tmp_path, {}, cases=False)
+    assert gpu_suite.main([], gpu="NVIDIA H200", run=run, work=tmp_path, target=tmp_path) == 1
+    assert json.loads((tmp_path / "h200.json").read_text())["cases"] == []
+
+
+def test_a_suite_without_a_gpu_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_suite, "find_gpu", lambda: None)
+    assert gpu_suite.main([]) == 2
+    assert "no GPU here" in capsys.readouterr().err
+
+
+def test_all_stages_together_stay_under_eight_minutes(tmp_path):
+    for quick in (False, True):
+        stages = gpu_suite.stages(quick, tmp_path)
+        assert sum(stage.seconds for stage in stages) < 8 * 60
+        assert ("--quick" in stages[-1].command) == quick
+        assert str(tmp_path) in stages[-1].command
+
+
+def test_a_stage_passes_fails_or_is_ended_with_what_it_started(tmp_path):
+    def stage(code, seconds=60.0):
+        return gpu_suite.run_stage(Stage("s", (sys.executable, "-c", code), seconds), tmp_path)
+
+    assert stage("print('fine')").status == "passed"
+    failed = stage("print('why'); raise SystemExit(3)")
+    assert (failed.status, failed.detail) == ("failed", "why")
+    child = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '60'])"
+    ended = stage(child, 2.0)
+    assert ended.status == "timed out"
+    assert ended.seconds < 20
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"), [("NVIDIA H200", "h200.json"), ("NVIDIA H100 80GB HBM3", "h100.json"), ("Odd One", "odd-one.json")]
+)
+def test_the_results_file_is_named_after_the_gpu(gpu, name):
+    assert gpu_suite.results_name(gpu) == name
+
+
+# --------------------------------------------------------------------------------------------------- sanitizer
+
+
+def fake_sanitizer(planted="ERROR SUMMARY: 3 errors", cases="7 cases ran\nERROR SUMMARY: 0 errors", code=0):
+    def run(command):
+        return (1, planted) if "plant" in command else (code, cases)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "status", "control"),
+    [
+        (fake_sanitizer(), "passed", "found"),
+        (fake_sanitizer(cases="7 cases ran\nERROR SUMMARY: 2 errors", code=1), "failed", "found"),
+        (fake_sanitizer(planted="ERROR SUMMARY: 0 errors"), "failed", "missed"),
+        (fake_sanitizer(cases="Traceback", code=1), "failed", "found"),
+        (fake_sanitizer(cases="0 cases ran\nERROR SUMMARY: 0 errors"), "failed", "found"),
+        (fake_sanitizer(cases="7 cases ran\nERROR SUMMARY: 0 errors", code=1), "failed", "found"),
+        (fake_sanitizer("Device not supported", "Device not supported", 1), "unavailable", "not run"),
+    ],
+)
+def test_a_tool_passes_only_if_it_is_silent_on_our_cases_and_not_on_its_bug(run, status, control):
+    found = sanitizer.check("memcheck", run)
+    assert (found["status"], found["control"]) == (status, control)
+
+
+def test_racecheck_counts_hazards():
+    assert sanitizer.num_findings("RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)") == 2
+    assert sanitizer.num_findings("no summary") is None
+
+
+def test_a_flag_that_a_version_does_not_know_is_left_out():
+    def run(command):
+        if any(flag in command for flag in sanitizer.TOOLS["memcheck"]):
+            return 1, "unrecognised option"
+        return fake_sanitizer()(command)
+
+    assert sanitizer.check("memcheck", run)["status"] == "passed"
+
+
+def test_every_tool_has_its_bug_and_one_failure_fails_all(tmp_path):
+    assert set(sanitizer.PLANTED) == set(sanitizer.TOOLS)
+    path = tmp_path / "found.json"
+    assert sanitizer.main(["--json", str(path)], fake_sanitizer()) == 0
+    assert set(json.loads(path.read_text())) == set(sanitizer.TOOLS)
+    assert sanitizer.main([], fake_sanitizer(cases="7 cases ran\nERROR SUMMARY: 2 errors", code=1)) == 1
+
+
+@pytest.mark.slow
+def test_all_benches_run_once_on_this_machine():
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-disable", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
