@@ -163,6 +163,8 @@ def test_yarn_keeps_pairs_0_to_10_slows_23_to_31_and_ramps_between(device):
         (2, 10000.0, 4096, 40.0, (32, 1)),
         (128, 500000.0, 8192, 8.0, (16, 2)),
         (32, 100.0, 256, 40.0, (3, 3)),
+        (8, 10000.0, 65536, 4.0, (32, 1)),  # the ramp ends behind the last pair
+        (8, 100.0, 65536, 4.0, (3000, 1)),  # and where it is cut off
     ],
 )
 def test_table_agrees_with_transformers(dim, base, original, factor, betas, mscales):
