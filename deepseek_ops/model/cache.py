@@ -168,8 +168,13 @@ class PagedLatentCache:
 
         Raises:
             CacheFullError: too few pages are free. Sequences keep their lengths then.
+            ValueError: a sequence is named twice, or gets less than one token.
         """
         seqlens_q = list(num_tokens)
+        if len(set(sequences)) != len(sequences):
+            raise ValueError(f"append: each sequence must be named once, got {list(sequences)}")
+        if min(seqlens_q, default=1) < 1:
+            raise ValueError(f"append: each sequence must get one token or more, got {seqlens_q}")
         seqlens_k = [self._length_of[s] + n for s, n in zip(sequences, seqlens_q, strict=True)]
         for sequence, length in zip(sequences, seqlens_k, strict=True):
             self.reserve(sequence, length)
