@@ -368,18 +368,20 @@ class Checkpoint:
         self._check_total_bytes(expected, needed)
 
         found: dict[str, TensorInfo] = {}
+        place: dict[str, str] = {}
         for shard, file in files.items():
             for name, info in _read_header(file, len(known)).items():
                 if name not in known:
                     raise UnexpectedTensor(f"{shard}: holds {_quoted(name)}, which this config does not imply")
                 if name in found:
-                    raise DuplicateTensor(f"{name}: in both {found[name].file.name} and {shard}")
-                if weight_map and weight_map.get(name) != shard:
-                    place = weight_map.get(name, "no shard")
-                    raise MalformedCheckpoint(f"{name}: lies in {shard}, but the index says {place}")
+                    raise DuplicateTensor(f"{name}: in both {place[name]} and {shard}")
                 if name in expected:
                     _check_spec(name, info, expected[name])
-                found[name] = info
+                found[name], place[name] = info, shard
+        for name in place if weight_map else ():
+            if weight_map.get(name) != place[name]:
+                wanted = weight_map.get(name, "no shard")
+                raise MalformedCheckpoint(f"{name}: lies in {place[name]}, but the index says {wanted}")
         self.tensors = {name: info for name, info in found.items() if name in needed}
         self.unused = [name for name in found if name not in needed]
         self._check_complete(needed)
@@ -519,7 +521,7 @@ def _read_header(file: Path, max_tensors: int) -> dict[str, TensorInfo]:
     if not raw.startswith(b"{"):
         raise MalformedCheckpoint(f"{file.name}: the header must begin with an opening brace")
     try:
-        header = parse_json(raw, max_containers=3 * max_tensors + 2)
+        header = parse_json(raw, max_containers=3 * max_tensors + 3000)
     except ConfigError as error:
         raise MalformedCheckpoint(f"{file.name}: header: {error}") from None
 
