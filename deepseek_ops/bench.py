@@ -121,9 +121,14 @@ class _GraphTimed:
         self.repetitions = align(max(REPETITIONS, len(calls)), len(calls))
         self.outputs: list[object] = [None] * len(calls)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            for i in range(self.repetitions):
-                self.outputs[i % len(calls)] = calls[i % len(calls)]()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self.graph):
+                for i in range(self.repetitions):
+                    self.outputs[i % len(calls)] = calls[i % len(calls)]()
+        except RuntimeError:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves its own stream behind
+            raise
         _poison(self.outputs)
         self.events = _Events()
 
