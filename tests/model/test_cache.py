@@ -71,7 +71,9 @@ def test_no_two_tokens_share_a_slot_through_any_history() -> None:
         except CacheFullError:
             cache.free(live.pop())
             continue
-        tokens = [(s, k - q + i) for s, q, k in zip(live, batch.seqlens_q, batch.seqlens_k, strict=True) for i in range(q)]
+        tokens = [
+            (s, k - q + i) for s, q, k in zip(live, batch.seqlens_q, batch.seqlens_k, strict=True) for i in range(q)
+        ]
         for slot, token in zip(batch.slot_mapping.tolist(), tokens, strict=True):
             assert owner.setdefault(slot, token) == token
     for sequence in live:

@@ -154,7 +154,7 @@ def dequantized_twin(folder: Path, into: Path) -> Path:
 
 
 def test_an_fp8_checkpoint_in_float_is_its_dequantized_twin(checkpoint_of: FolderOf, tmp_path: Path) -> None:
-    """Ragged blocks included; transformers itself refuses such a checkpoint or scales it wrongly, so it gets the twin."""
+    """Ragged blocks included. transformers refuses such a checkpoint or scales it wrongly, so it gets the twin."""
     folder = checkpoint_of(FP8)
     twin = dequantized_twin(folder, tmp_path)
     (ours,) = forward(load_model(folder, gemm="bf16", quiet=True), [PROMPT])
@@ -166,7 +166,7 @@ def test_an_fp8_checkpoint_in_float_is_its_dequantized_twin(checkpoint_of: Folde
 
 
 def quantize_inputs(model: DeepseekModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes a float model round what enters its layers as the FP8 model does: the FP8 model's math, without its GEMM."""
+    """Makes a float model round what enters its layers as an FP8 model does: the same math, without the FP8 GEMM."""
 
     def rounded(x: Tensor) -> Tensor:
         return deepseek_ops.per_token_cast_from_fp8(*deepseek_ops.per_token_cast_to_fp8(x), out_dtype=x.dtype)

@@ -1,0 +1,81 @@
+"""The whole model's interface: batches, truncation, logits, and the device-side promises of a decode step."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepseek_ops.model import DeepseekConfig, DeepseekModel, load_model
+from deepseek_ops.model.transformer import linear_float32
+from tests.model.conftest import FP8, V3, VARIANTS
+from tests.model.support import forward, load_transformers, prompt
+from tests.support import assert_rows_close
+
+FolderOf = Callable[[DeepseekConfig], Path]
+
+
+def test_the_last_logits_are_the_last_of_all_logits(checkpoint_of: FolderOf) -> None:
+    model = load_model(checkpoint_of(V3), quiet=True)
+    prompts = [prompt(n, seed=n) for n in (3, 1, 9)]
+    cache = model.make_cache([3, 1, 9])
+    batch = cache.append([cache.allocate() for _ in prompts], [3, 1, 9])
+    last = model(torch.cat(prompts), batch, cache)
+    assert last.shape == (3, V3.vocab_size)
+    assert last.dtype == torch.float32
+    for row, logits in zip(last, forward(model, prompts), strict=True):
+        assert_rows_close(row, logits[-1], 1e-6)
+
+
+@pytest.mark.parametrize("max_layers", [1, 2, 3])
+def test_the_first_layers_of_a_model_are_a_model(max_layers: int, checkpoint_of: FolderOf) -> None:
+    folder = checkpoint_of(V3)
+    model = load_model(folder, max_layers=max_layers, quiet=True)
+    assert model.config.num_hidden_layers == len(model.layers) == len(model.make_cache([1]).pages) == max_layers
+    truncated = load_transformers(folder)
+    truncated.model.layers = truncated.model.layers[:max_layers]
+    truncated.config.num_hidden_layers = max_layers
+    tokens = prompt(10)
+    with torch.no_grad():
+        want = truncated(tokens[None], use_cache=False).logits[0]
+    assert_rows_close(forward(model, [tokens])[0], want, 1e-5)
+
+
+def test_tied_embeddings_exist_once(checkpoint_of: FolderOf) -> None:
+    model = load_model(checkpoint_of(VARIANTS["V3 with tied embeddings, all layers with experts"]), quiet=True)
+    assert model.lm_head is None
+    hidden = torch.randn(2, V3.hidden_size)
+    assert_rows_close(model.logits(hidden), hidden @ model.embed_tokens.T, 1e-6)
+
+
+def test_logits_of_bfloat16_weights_are_not_rounded_to_bfloat16() -> None:
+    x, weight = torch.randn(3, 64).bfloat16(), torch.randn(50, 64).bfloat16()
+    logits = linear_float32(x, weight)
+    assert logits.dtype == torch.float32
+    assert_rows_close(logits, x.double() @ weight.double().T, 1e-6)
+
+
+def test_other_dtypes_are_refused() -> None:
+    with torch.device("meta"), pytest.raises(TypeError, match=r"bfloat16 or float32, got torch\.float16"):
+        DeepseekModel(V3, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("config", [V3, FP8], ids=["bfloat16", "FP8"])
+def test_a_decode_step_reads_no_value_on_the_host(config: DeepseekConfig, checkpoint_of: FolderOf) -> None:
+    """Fake tensors have no values: whatever asks for one fails. So a CUDA graph can capture the step."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = load_model(checkpoint_of(config), dtype=torch.bfloat16, quiet=True)
+    model.rope_table()
+    cache = model.make_cache([70, 70])
+    sequences = [cache.allocate(70), cache.allocate(70)]
+    cache.append(sequences, [10, 20])
+    batch = cache.append(sequences, [1, 1])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for name, x in vars(batch).items():
+            if isinstance(x, torch.Tensor):
+                setattr(batch, name, mode.from_tensor(x))
+        cache.pages = [mode.from_tensor(pages) for pages in cache.pages]
+        logits = model(mode.from_tensor(torch.tensor([1, 2])), batch, cache)
+        cache.advance(batch)
+    assert logits.shape == (2, config.vocab_size)
