@@ -17,7 +17,7 @@
 // Numerics  WGMMA accumulates 128 of K in its own precision; float32 registers take that times sfa * sfb (promote.cuh).
 //           The order of additions depends on k alone, not on the tile, the CTA or the other rows.
 // Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros and cuts off the store.
-// Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cpp.   docs/fp8_gemm.md
+// Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 
 #include "device/epilogue.cuh"

@@ -1,0 +1,87 @@
+"""The README's table of ops, written from what is in the tree: one row per op, each with its links.
+
+python tools/op_index.py            rewrite the table between its markers
+python tools/op_index.py --check    fail if it is not what the tree gives
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+MARKERS = re.compile(r"(<!-- ops:begin -->\n).*?(<!-- ops:end -->)", re.DOTALL)
+
+
+def kernels() -> set[str]:
+    """The ops that csrc/torch/register.cpp gives a CUDA kernel."""
+    return set(re.findall(r"^ *DSO_REGISTER\(library, (\w+)\);", (ROOT / "csrc/torch/register.cpp").read_text(), re.M))
+
+
+def module_of(op: str) -> str:
+    """The module of deepseek_ops that promises `op`."""
+    name: str = getattr(importlib.import_module("deepseek_ops"), op).__module__
+    return name.removeprefix("deepseek_ops.")
+
+
+def kernel_of(op: str) -> Path | None:
+    """The file of the op's kernel, as its module's docstring names it; None where there is none."""
+    if op not in kernels():
+        return None
+    docstring = importlib.import_module(f"deepseek_ops.{module_of(op)}").__doc__ or ""
+    found = re.search(r"Kernel: (csrc/kernels/\S+\.cuh)", docstring)
+    if found is None:
+        raise LookupError(f"{op} has a kernel, but deepseek_ops/{module_of(op)}.py does not say in which file")
+    return Path(found[1])
+
+
+def test_of(op: str) -> Path:
+    """The test file that is the op's own: tests/test_<module>.py."""
+    return Path(f"tests/test_{module_of(op)}.py")
+
+
+def bench_of(op: str) -> Path | None:
+    """The bench that measures the op; what writes into `out` is measured with the op that allocates it."""
+    op, module = op.removesuffix("_out"), module_of(op)
+    named = re.compile(rf"\b{op}\b|\b{op.rpartition('_')[0]}_\{{")  # in full, or with its last word filled in
+    benches = sorted((ROOT / "benchmarks").glob("bench_*.py"), key=lambda path: (path.stem != f"bench_{module}", path))
+    found = [path.relative_to(ROOT) for path in benches if named.search(path.read_text())]
+    return found[0] if found else None
+
+
+def summary_of(op: str) -> str:
+    """The first paragraph of the op's docstring."""
+    text = getattr(importlib.import_module("deepseek_ops"), op).__doc__
+    return " ".join(text.strip().split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def link(path: Path | None, text: str = "") -> str:
+    return f"[{text or path.name}]({path})" if path else "–"
+
+
+def table() -> str:
+    from deepseek_ops.registry import OPS
+
+    lines = ["| op | computes | CUDA kernel | test | bench |", "| --- | --- | --- | --- | --- |"]
+    for op in OPS:
+        promised = Path(f"deepseek_ops/{module_of(op)}.py")
+        cells = [link(promised, f"`{op}`"), summary_of(op), link(kernel_of(op)), link(test_of(op)), link(bench_of(op))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    text = README.read_text()
+    wanted = MARKERS.sub(lambda markers: markers[1] + table() + markers[2], text)
+    if wanted == text:
+        return
+    if "--check" in sys.argv[1:]:
+        raise SystemExit("README.md: the table of ops is out of date: run python tools/op_index.py")
+    README.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()
