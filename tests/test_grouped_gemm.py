@@ -93,6 +93,7 @@ def test_offsets_give_each_group_its_rows(sizes, out_dtype, device):
     [
         ((2, 5, 9), (None, None, 0, 0, 0, 1, 1, 1, 1, None)),
         ((-3, 4, INT_MAX), (0, 0, 0, 0, 1, 1, 1, 1, 1, 1)),
+        ((5, 2, 4), (None, None, 1, 1, None, None, None, None, None, None)),
         ((10, 3, 6), (None, None, None, 1, 1, 1, None, None, None, None)),
         ((INT_MAX, 0, INT_MIN), (None,) * 10),
         ((11, 12, 13), (None,) * 10),

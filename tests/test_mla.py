@@ -226,11 +226,12 @@ def test_keys_of_a_page_that_does_not_exist_are_invisible(page, device):
     assert_same_bits((x[0] for x in got), (x[0] for x in case.decode()))
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("length", "means"), [(-1, 0), (-(2**31), 0), (65, 64), (INT_MAX, 64)])
-def test_lengths_are_clamped_to_what_the_table_holds(length, means, device):
-    case = random_case(device, (64, 64), page_size=16, spare_columns=0)
-    got = replace(case, cache_seqlens=int32([length, 64], device)).decode(causal=False)
-    want = replace(case, cache_seqlens=int32([means, 64], device)).decode(causal=False)
+def test_lengths_are_clamped_to_what_the_table_holds(length, means, causal, device):
+    case = random_case(device, (64, 64), page_size=16, s_q=3, spare_columns=0)
+    got = replace(case, cache_seqlens=int32([length, 64], device)).decode(causal=causal)
+    want = replace(case, cache_seqlens=int32([means, 64], device)).decode(causal=causal)
     assert_same_bits(got, want)
 
 
@@ -337,6 +338,7 @@ def test_ragged_requests_have_numbers_of_queries_of_their_own(causal, device):
         ((0, 3, 6), (0, 0, 0, 1, 1, 1, None, None)),
         ((2, 4, 8), (None, None, 0, 0, 1, 1, 1, 1)),
         ((-5, 3, INT_MAX), (0, 0, 0, 1, 1, 1, 1, 1)),
+        ((5, 2, 4), (None, None, 1, 1, None, None, None, None)),
         ((8, 2, 4), (None, None, 1, 1, None, None, None, None)),
         ((INT_MAX, -1, -(2**31)), (None,) * 8),
     ],
