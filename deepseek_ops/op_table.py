@@ -150,7 +150,8 @@ def _quantized(precision: torch.dtype, x: Tensor, amax: Tensor, use_ue8m0: bool,
     if use_ue8m0:
         sf = torch.exp2(torch.ceil(torch.log2(amax.double() / FP8_MAX)))
         return to_fp8(x.float() / sf.float()).to(precision) * sf.to(precision)
-    return to_fp8(x.float() * (FP8_MAX / amax)).to(precision) * (amax.to(precision) / FP8_MAX)
+    inverse = torch.full_like(amax, FP8_MAX) / amax  # `FP8_MAX / amax` would multiply by the reciprocal: two roundings
+    return to_fp8(x.float() * inverse).to(precision) * (amax.to(precision) / FP8_MAX)
 
 
 def token_dequantized(precision: torch.dtype, q: Tensor, sf: Tensor, *_: Any) -> Tensor:

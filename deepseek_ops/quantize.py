@@ -147,7 +147,7 @@ def scales(amax: Tensor, use_ue8m0: bool, amax_floor: float) -> tuple[Tensor, Te
     """The dequantization scale of blocks of largest magnitude `amax`, and the factor that quantizes."""
     amax = amax.clamp(amax_floor, torch.finfo(torch.float32).max)
     if not use_ue8m0:
-        return amax / FP8_MAX, FP8_MAX / amax
+        return amax / FP8_MAX, torch.full_like(amax, FP8_MAX) / amax  # `FP8_MAX / amax` rounds twice: by reciprocal
     mantissa, exponent = torch.frexp(amax / FP8_MAX)  # mantissa in [0.5, 1)
     exponent = exponent - (mantissa == 0.5).int()
     one = torch.ones_like(amax)
