@@ -8,7 +8,7 @@ from benchmarks.shapes import DEVICE, GPU
 from deepseek_ops.model import generate_batch, load_model
 from deepseek_ops.model.tiny import write_tiny
 
-NEW_TOKENS = 64 if GPU else 8
+NEW_TOKENS = 32 if GPU else 8
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_generation(benchmark, results, model, batch: int):
         num_tokens.append(sum(token is not None for step in steps[1:] for token in step))
         seconds.append(generation.decode_seconds)
 
-    benchmark.pedantic(run, rounds=1 if benchmark.disabled else 5, warmup_rounds=0 if benchmark.disabled else 1)
+    benchmark.pedantic(run, rounds=1 if benchmark.disabled else 3, warmup_rounds=0 if benchmark.disabled else 1)
     assert num_tokens[-1] > 0
     if not benchmark.disabled:
         best = max(n / s for n, s in zip(num_tokens, seconds, strict=True))

@@ -12,11 +12,11 @@ The results file (benchmarks/results/h200.json), schema 1; times are medians ove
     schema      1
     conditions  date, device, driver_version, cuda, nvcc, torch, python, version, git_revision, git_dirty, csrc_sha256,
                 power.limit, clocks.max.sm, clocks.max.mem, data
-    ceilings    copy_gbps, fp8_tflops: measured in the same run
+    ceilings    copy_gbps, read_gbps, fp8_tflops: measured in the same run
     cases       a list of
         op, case      what ran at which shape
         flops, bytes  what a call computes, and the fewest bytes that it must move
-        floor_us      max(flops / fp8_tflops, bytes / copy_gbps)
+        floor_us      max(flops / fp8_tflops, bytes / max(copy_gbps, read_gbps))
         limit         the error that a correct result stays under
         a_a           [median, low, high] of our time over our own time: the noise
         gpu_state     clocks.sm, clocks.mem, power.draw, temperature.gpu, clocks_event_reasons.active under this load
@@ -63,7 +63,7 @@ def conditions(results: Results) -> str:
     return (
         f"{c['device']}, driver {c.get('driver_version', 'unknown')}, CUDA {c['cuda']}, torch {c['torch']}, "
         f"revision {(c.get('git_revision') or 'unknown')[:12]}{dirty}, {c['date']}. "
-        f"Measured in the same run: copy {ceilings['copy_gbps']:.0f} GB/s{fp8}."
+        f"Measured in the same run: copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s{fp8}."
     )
 
 
@@ -277,7 +277,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def plot_roofline(axes: Any, results: Results) -> None:
-    bandwidth = results["ceilings"]["copy_gbps"] * 1e9
+    bandwidth = max(results["ceilings"]["copy_gbps"], results["ceilings"]["read_gbps"]) * 1e9
     peak = (results["ceilings"]["fp8_tflops"] or math.inf) * 1e12
     intensities = [2.0**i for i in range(-2, 14)]
     roof = [min(peak, bandwidth * i) / 1e12 for i in intensities]

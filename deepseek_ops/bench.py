@@ -305,17 +305,16 @@ def measure(
             absent[provider] = reason(failure)
 
     state = _warm_up([x.run for x in timed.values()], warm_up, device)
-    again = "again"  # not a provider's name: those that run are strings like "deepseek_ops"
-    order = [(provider, provider) for provider in timed] + [(again, first)]
-    samples: dict[str, list[float]] = {name: [] for name, _ in order}
+    samples: dict[str, list[float]] = {provider: [] for provider in timed}
+    again: list[float] = []
+    order = [(timed[provider], samples[provider]) for provider in timed] + [(timed[first], again)]
     shuffle = random.Random(0).shuffle
     for _ in range(replays):
         shuffle(order)
-        for name, provider in order:
-            samples[name].append(timed[provider].run())
-    second_runs = samples.pop(again)
+        for calls_of, taken in order:
+            taken.append(calls_of.run())
     outputs = {provider: x.outputs for provider, x in timed.items()}
-    return Measurement(samples, second_runs, names, outputs, absent, state)
+    return Measurement(samples, again, names, outputs, absent, state)
 
 
 def reason(failure: BaseException) -> str:
@@ -421,10 +420,11 @@ SOURCE = Path(__file__).resolve().parent.parent
 
 def revision(root: Path = SOURCE) -> dict[str, Any]:
     """The git revision, whether tracked files differ from it, and a hash of csrc/; None for what is not there."""
+    head = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
     status = _output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
     return {
-        "git_revision": (_output(["git", "-C", str(root), "rev-parse", "HEAD"]) or "").strip() or None,
-        "git_dirty": None if status is None else bool(status.strip()),
+        "git_revision": head.strip() if head else None,
+        "git_dirty": bool(status.strip()) if head and status is not None else None,
         "csrc_sha256": _hash_of(root / "csrc"),
     }
 
@@ -456,26 +456,28 @@ class Ceilings:
 
     copy_gbps: float
     """A large copy on the device, bytes read plus bytes written."""
+    read_gbps: float
+    """A sum over a large tensor: reading alone is faster."""
     fp8_tflops: float | None
     """cuBLASLt's FP8 GEMM with one scale, 8192 x 8192 x 8192, random data; None on a CPU."""
 
     def floor(self, flops: float, num_bytes: float) -> float:
         """The seconds that neither arithmetic nor memory allows to go below."""
         arithmetic = flops / (self.fp8_tflops * 1e12) if self.fp8_tflops else 0.0
-        return max(arithmetic, num_bytes / (self.copy_gbps * 1e9))
+        return max(arithmetic, num_bytes / (max(self.copy_gbps, self.read_gbps) * 1e9))
 
 
 def ceilings(device: str, *, clocks: Sequence[Clock] | None = None) -> Ceilings:
     """Measures the ceilings of `device` with the same harness as everything else."""
     on_gpu = device.startswith("cuda")
-    copy_gbps = _copy_gbps(device, 2 << 30 if on_gpu else 1 << 26, clocks)
-    return Ceilings(copy_gbps, _fp8_tflops(device, 8192, clocks) if on_gpu else None)
+    source, target = torch.randn(2, 1 << 29 if on_gpu else 1 << 24, device=device)
 
+    def seconds(call: Call) -> float:
+        return measure({"it": [call]}, device=device, clocks=clocks).median("it")
 
-def _copy_gbps(device: str, num_bytes: int, clocks: Sequence[Clock] | None) -> float:
-    source, target = torch.randint(256, (2, num_bytes), dtype=torch.uint8, device=device)
-    seconds = measure({"copy": [lambda: target.copy_(source)]}, device=device, clocks=clocks).median("copy")
-    return 2 * num_bytes / seconds / 1e9
+    copy_gbps = 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e9
+    read_gbps = source.nbytes / seconds(lambda: source.sum()) / 1e9
+    return Ceilings(copy_gbps, read_gbps, _fp8_tflops(device, 8192, clocks) if on_gpu else None)
 
 
 def _fp8_tflops(device: str, n: int, clocks: Sequence[Clock] | None) -> float:

@@ -111,6 +111,18 @@ def test_one_replay_is_refused():
         fake_measure({"ours": [lambda: 1.0]}, replays=1)
 
 
+def test_providers_may_have_any_name():
+    _, measured = fake_measure({"again": [lambda: 1.0], "it": [lambda: 2.0]}, replays=5)
+    assert measured.ratio("it").median == pytest.approx(2.0, rel=0.1)
+
+
+def test_ceilings_come_from_the_same_harness():
+    found = bench.ceilings("cpu")
+    assert 0.1 < found.copy_gbps < 1e4
+    assert 0.1 < found.read_gbps < 1e4
+    assert found.fp8_tflops is None
+
+
 def test_on_a_cpu_the_host_clock_times_every_input_set():
     seen = []
     measured = measure({"ours": [partial(seen.append, i) for i in range(3)]}, device="cpu", warm_up=0.0, replays=2)
@@ -125,10 +137,10 @@ def test_input_sets_exceed_the_l2_cache_together(num_bytes, sets):
 
 
 def test_the_floor_is_the_larger_of_arithmetic_and_memory():
-    ceilings = Ceilings(copy_gbps=4000.0, fp8_tflops=1000.0)
+    ceilings = Ceilings(copy_gbps=3000.0, read_gbps=4000.0, fp8_tflops=1000.0)
     assert ceilings.floor(flops=1e12, num_bytes=4e6) == pytest.approx(1e-3)
     assert ceilings.floor(flops=1e6, num_bytes=4e9) == pytest.approx(1e-3)
-    assert Ceilings(4000.0, None).floor(flops=1e15, num_bytes=4e9) == pytest.approx(1e-3)
+    assert Ceilings(4000.0, 3000.0, None).floor(flops=1e15, num_bytes=4e9) == pytest.approx(1e-3)
 
 
 def test_conditions_name_versions_and_revision():
@@ -186,7 +198,7 @@ def make_case(ours=lambda x: lambda: 2 * x, **others):
 
 
 def run_case(case):
-    return harness.run(case, "cpu", Ceilings(100.0, None), warm_up=0.0, replays=5)[1]
+    return harness.run(case, "cpu", Ceilings(100.0, 90.0, None), warm_up=0.0, replays=5)[1]
 
 
 def test_a_row_of_the_results_has_every_provider_or_its_reason():
@@ -303,7 +315,7 @@ def results_of(row=None):
     return {
         "schema": 1,
         "conditions": bench.conditions("cpu"),
-        "ceilings": {"copy_gbps": 10.0, "fp8_tflops": None},
+        "ceilings": {"copy_gbps": 10.0, "read_gbps": 9.0, "fp8_tflops": None},
         "cases": [row],
         "host": [{"call": "torch.add", "us": 2.5}],
         "generation": [{"model": "toy", "batch": 1, "tokens_per_second": 100.0}],
