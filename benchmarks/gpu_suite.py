@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command, offline: tests, sanitizer, benches, and the results file of it all.
 
-    python benchmarks/gpu_suite.py [--quick] [--peers DIR]        (make gpu)
+    python benchmarks/gpu_suite.py [--quick] [--peers DIR] [--output DIR]        (make gpu)
 
 Each stage has a time budget. A stage that fails is recorded and the next one runs. The exit code is not zero if the
 tests or the sanitizer failed, or if no figure was taken.
@@ -134,6 +134,7 @@ def main(
     parser = argparse.ArgumentParser(description="Everything that needs a GPU.")
     parser.add_argument("--quick", action="store_true", help="a quarter of the benches")
     parser.add_argument("--peers", type=Path, help="folder with other implementations to run beside ours")
+    parser.add_argument("--output", type=Path, default=target, help="folder for the results file")
     options = parser.parse_args(argv)
     gpu = gpu or find_gpu()
     if gpu is None:
@@ -152,7 +153,7 @@ def main(
             print(outcome.detail, flush=True)
 
     results = collect(outcomes, work)
-    path = target / results_name(gpu)
+    path = options.output / results_name(gpu)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     if results["cases"]:

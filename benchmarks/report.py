@@ -59,10 +59,11 @@ def conditions(results: Results) -> str:
     c = results["conditions"]
     ceilings = results["ceilings"]
     dirty = " (with local changes)" if c.get("git_dirty") else ""
+    revision = f"revision {c['git_revision'][:12]}{dirty}" if c.get("git_revision") else "no git revision at hand"
     fp8 = f", FP8 GEMM with one scale {ceilings['fp8_tflops']:.0f} TFLOP/s" if ceilings.get("fp8_tflops") else ""
     return (
         f"{c['device']}, driver {c.get('driver_version', 'unknown')}, CUDA {c['cuda']}, torch {c['torch']}, "
-        f"revision {(c.get('git_revision') or 'unknown')[:12]}{dirty}, {c['date']}. "
+        f"{revision}, csrc/ {c['csrc_sha256'][:12]}, {c['date']}. "
         f"Measured in the same run: copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s{fp8}."
     )
 

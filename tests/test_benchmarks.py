@@ -396,6 +396,13 @@ def test_a_claim_needs_an_interval_clear_of_one_and_of_the_noise(ratio, a_a, ver
     assert report.verdict(row_with(ratio, a_a), ratio) == verdict
 
 
+def test_conditions_name_device_sources_and_ceilings():
+    text = report.table("conditions", results_of())
+    assert f"torch {torch.__version__}" in text
+    assert "csrc/ " in text
+    assert "copy 10 GB/s, read 9 GB/s." in text
+
+
 def test_losing_cases_are_marked_and_wrong_peers_do_not_count():
     slower = results_of(row_with((0.8, 0.7, 0.9)))
     assert "**0.80 [0.70, 0.90] slower**" in report.table("cast_to_fp8", slower)
@@ -473,6 +480,13 @@ def test_a_suite_without_figures_fails_and_does_not_show_those_of_last_time(tmp_
     run = fake_stages(tmp_path, {}, cases=False)
     assert gpu_suite.main([], gpu="NVIDIA H200", run=run, work=tmp_path, target=tmp_path) == 1
     assert json.loads((tmp_path / "h200.json").read_text())["cases"] == []
+
+
+def test_the_results_go_where_they_are_wanted(tmp_path):
+    output = tmp_path / "elsewhere"
+    run = fake_stages(tmp_path, {})
+    assert gpu_suite.main(["--output", str(output)], gpu="NVIDIA H100 80GB HBM3", run=run, work=tmp_path) == 0
+    assert [path.name for path in output.iterdir()] == ["h100.json"]
 
 
 def test_a_suite_without_a_gpu_says_so(monkeypatch, capsys):
