@@ -4,7 +4,9 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -510,10 +512,27 @@ def test_a_stage_passes_fails_or_is_ended_with_what_it_started(tmp_path):
     assert stage("print('fine')").status == "passed"
     failed = stage("print('why'); raise SystemExit(3)")
     assert (failed.status, failed.detail) == ("failed", "why")
-    child = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '60'])"
-    ended = stage(child, 2.0)
+    pid = tmp_path / "pid"
+    child = f"""
+import subprocess
+sleep = subprocess.Popen(["sleep", "60"])
+open({str(pid)!r}, "w").write(str(sleep.pid))
+sleep.wait()
+"""
+    ended = stage(child, 3.0)
     assert ended.status == "timed out"
     assert ended.seconds < 20
+    assert is_gone(int(pid.read_text())), "what the stage started lives on"
+
+
+def is_gone(pid):
+    """Whether a process has ended (a zombie that nobody waits for counts as ended), waiting a little."""
+    stat = Path(f"/proc/{pid}/stat")
+    for _ in range(50):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.parametrize(
