@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from deepseek_ops.mla import mla_decode, mla_prefill
 from deepseek_ops.mla_cache import mla_cache_gather, mla_cache_write
-from deepseek_ops.norm import rms_norm
 from deepseek_ops.rope import rope
 
 from .cache import Batch
 from .config import DeepseekConfig
-from .linear import Gemm, Linear, make_linear
+from .linear import Gemm, Input, Linear, make_linear
 
 __all__ = ["Attention", "AttentionForm", "absorbed_is_cheaper", "norm_weight"]
 
@@ -67,11 +66,11 @@ class Attention(nn.Module):
         self.kv_b_proj = Linear(config.kv_lora_rank, (kv_b_dim,), dtype=dtype)
         self.o_proj = linear(self.num_heads * self.v_head_dim, config.hidden_size)
 
-    def forward(self, x: Tensor, batch: Batch, pages: Tensor, cos_sin: Tensor, *, absorbed: bool) -> Tensor:
+    def forward(self, x: Input, batch: Batch, pages: Tensor, cos_sin: Tensor, *, absorbed: bool) -> Tensor:
         """Attends from the new tokens to their sequences, and writes their latents to the cache.
 
         Args:
-            x: `[t, D]`, the new tokens, normalised.
+            x: `[t, D]`, the new tokens, normalised, as `qkv_a_proj` takes them.
             batch: where they belong.
             pages: this layer's pages of the cache (written).
             cos_sin: `[max_position, rope]` float32, see `rope_cos_sin`.
@@ -95,7 +94,7 @@ class Attention(nn.Module):
         )
 
         if self.q_b_proj is not None and self.q_a_layernorm is not None:
-            q = self.q_b_proj(rms_norm(q, self.q_a_layernorm, eps=LATENT_NORM_EPS))
+            q = self.q_b_proj(self.q_b_proj.prepare_norm(q, self.q_a_layernorm, LATENT_NORM_EPS))
         q = q.reshape(-1, self.num_heads, self.nope_dim + self.rope_dim)
         q_nope, q_pe = torch.split(q, [self.nope_dim, self.rope_dim], dim=-1)
         q_pe = rope(q_pe, batch.positions, cos_sin, interleaved=self.interleaved)

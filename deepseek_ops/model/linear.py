@@ -1,5 +1,8 @@
 """Linear layers: `y = x W^T` with a weight in bfloat16 or float32, or in FP8 with 128 x 128 scales.
 
+Only this file knows which of the two a layer is: what comes before a projection (a norm, SwiGLU) is asked of the layer
+that it feeds, which answers with the values, or with them quantized in the same pass.
+
 Projections of the same input are stacked into one weight, so that one GEMM reads the input once: a layer has *parts*,
 and each part is one projection of the checkpoint. An FP8 layer starts each part at a multiple of 128 rows, the grid of
 the scales; the rows between are zero.
@@ -14,14 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deepseek_ops.activation import silu_mul, silu_mul_cast_to_fp8
 from deepseek_ops.gemm import fp8_gemm_nt
+from deepseek_ops.grouped_gemm import m_grouped_fp8_gemm_nt_offsets
+from deepseek_ops.norm import add_rms_norm, add_rms_norm_cast_to_fp8, rms_norm, rms_norm_cast_to_fp8
 from deepseek_ops.numeric import BLOCK, FP8, align, ceil_div
 from deepseek_ops.quantize import per_block_cast_from_fp8, per_block_cast_to_fp8, per_token_cast_to_fp8
 
-__all__ = ["Fp8Linear", "Gemm", "Linear", "make_linear", "padded"]
+__all__ = ["Fp8Linear", "Gemm", "Input", "Linear", "make_linear", "padded"]
 
 Gemm = Literal["bf16", "fp8"]
 """How a layer multiplies: in its own floating-point dtype (`bf16`, also for float32), or in FP8."""
+
+Input = Tensor | tuple[Tensor, Tensor]
+"""What a layer takes: values, or for an FP8 layer also values in FP8 with their scales."""
 
 
 class Linear(nn.Module):
@@ -61,9 +70,35 @@ class Linear(nn.Module):
     def weight_dtype(self) -> torch.dtype:
         return self.dtype
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Input) -> Tensor:
         """`[t, k]` to `[t, n]`, both in `dtype`."""
+        assert isinstance(x, Tensor)
         return F.linear(x, self.weight)
+
+    def grouped(self, x: Input, offsets: Tensor) -> Tensor:
+        """`[rows, k]` to `[rows, n]`, rows `offsets[g] <= r < offsets[g + 1]` by the matrix of group `g`.
+
+        This is torch's `grouped_mm`. On CUDA it reads the offsets on the device for bfloat16; for float32, and on the
+        CPU, it loops over the groups on the host.
+        """
+        assert isinstance(x, Tensor)
+        return grouped_linear(x, self.weight, offsets)
+
+    def prepare(self, x: Tensor) -> Input:
+        """The layer's input from plain values: for several layers that take the same."""
+        return x
+
+    def prepare_norm(self, x: Tensor, weight: Tensor, eps: float) -> Input:
+        """The layer's input from `rms_norm`."""
+        return rms_norm(x, weight, eps=eps)
+
+    def prepare_add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Input, Tensor]:
+        """The layer's input from `add_rms_norm`, and the new residual stream."""
+        return add_rms_norm(x, residual, weight, eps=eps)
+
+    def prepare_silu_mul(self, gate_up: Tensor) -> Input:
+        """The layer's input from `silu_mul`."""
+        return silu_mul(gate_up)
 
     def split(self, y: Tensor) -> list[Tensor]:
         """The parts of an output, without the rows between them."""
@@ -124,13 +159,31 @@ class Fp8Linear(Linear):
     def weight_dtype(self) -> torch.dtype:
         return FP8
 
-    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The input in FP8 and its scales, as the GEMM takes them."""
+    def forward(self, x: Input) -> Tensor:
+        q, sf = x if isinstance(x, tuple) else self.prepare(x)
+        return fp8_gemm_nt(q, sf, self.weight, self.weight_scale_inv, out_dtype=self.dtype)
+
+    def grouped(self, x: Input, offsets: Tensor) -> Tensor:
+        """As `Linear.grouped`, without reading the offsets on the host on any device."""
+        q, sf = x if isinstance(x, tuple) else self.prepare(x)
+        return m_grouped_fp8_gemm_nt_offsets(q, sf, self.weight, self.weight_scale_inv, offsets, out_dtype=self.dtype)
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return per_token_cast_to_fp8(x, use_ue8m0=self.use_ue8m0, mn_major=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, sf = self.quantize(x)
-        return fp8_gemm_nt(q, sf, self.weight, self.weight_scale_inv, out_dtype=self.dtype)
+    def prepare_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return rms_norm_cast_to_fp8(x, weight, eps=eps, use_ue8m0=self.use_ue8m0, mn_major=True)
+
+    def prepare_add_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        q, sf, residual = add_rms_norm_cast_to_fp8(
+            x, residual, weight, eps=eps, use_ue8m0=self.use_ue8m0, mn_major=True
+        )
+        return (q, sf), residual
+
+    def prepare_silu_mul(self, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+        return silu_mul_cast_to_fp8(gate_up, use_ue8m0=self.use_ue8m0, mn_major=True)
 
     def dequantized(self) -> Tensor:
         return per_block_cast_from_fp8(self.weight, self.weight_scale_inv, out_dtype=self.dtype)
@@ -170,6 +223,22 @@ def padded(width: int, gemm: Gemm) -> int:
     wide, 85.5 blocks). The padding is zero in both layers and adds exact zeros.
     """
     return align(width, BLOCK) if gemm == "fp8" else width
+
+
+def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """`y[r] = x[r] weight[e]^T` for rows `offsets[e] <= r < offsets[e + 1]`.
+
+    Args:
+        x: `[rows, k]`.
+        weight: `[num_experts, n, k]`, the dtype of `x`.
+        offsets: `[num_experts + 1]` int32.
+
+    Returns:
+        `[rows, n]`.
+    """
+    if x.shape[0] == 0:
+        return x.new_empty(0, weight.shape[1])
+    return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets[1:])
 
 
 def _of(x: Tensor, group: int | None) -> Tensor:

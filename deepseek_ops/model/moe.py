@@ -12,13 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepseek_ops.activation import silu_mul, silu_mul_cast_to_fp8
-from deepseek_ops.gemm import fp8_gemm_nt
-from deepseek_ops.grouped_gemm import m_grouped_fp8_gemm_nt_offsets
 from deepseek_ops.moe import moe_gate, moe_mapping, moe_permute, moe_unpermute
 
 from .config import DeepseekConfig
-from .linear import Fp8Linear, Gemm, Linear, make_linear, padded
+from .linear import Gemm, Input, Linear, make_linear, padded
 
 __all__ = ["Experts", "Gate", "Mlp", "MoE"]
 
@@ -34,13 +31,9 @@ class Mlp(nn.Module):
         self.gate_up_proj = make_linear(hidden_size, (width, width), gemm=gemm, dtype=dtype, use_ue8m0=use_ue8m0)
         self.down_proj = make_linear(width, (hidden_size,), gemm=gemm, dtype=dtype, use_ue8m0=use_ue8m0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Input) -> Tensor:
         """`[t, D]` to `[t, D]`."""
-        gate_up, down = self.gate_up_proj(x), self.down_proj
-        if not isinstance(down, Fp8Linear):
-            return down(silu_mul(gate_up))
-        q, sf = silu_mul_cast_to_fp8(gate_up, use_ue8m0=down.use_ue8m0)
-        return fp8_gemm_nt(q, sf, down.weight, down.weight_scale_inv, out_dtype=down.dtype)
+        return self.down_proj(self.down_proj.prepare_silu_mul(self.gate_up_proj(x)))
 
 
 class Gate(nn.Module):
@@ -74,9 +67,7 @@ class Gate(nn.Module):
 class Experts(nn.Module):
     """The routed experts, each an `Mlp`, stacked: `gate_up_proj` `[E, 2 I, D]` and `down_proj` `[E, D, I]`.
 
-    Tokens are sorted by expert, so that each GEMM is one grouped GEMM whose group sizes stay on the device. In FP8 that
-    is ours, over the running offsets; for floating-point weights it is torch's `grouped_mm`, which on CUDA reads the
-    offsets on the device for bfloat16 and loops over the experts on the host for float32 and on the CPU.
+    Tokens are sorted by expert, so that each GEMM is one grouped GEMM whose group sizes stay on the device.
     """
 
     def __init__(
@@ -101,18 +92,12 @@ class Experts(nn.Module):
         self.gate_up_proj = linear(hidden_size, width, width)
         self.down_proj = linear(width, hidden_size)
 
-    def forward(self, x: Tensor, topk_weights: Tensor, topk_idx: Tensor) -> Tensor:
+    def forward(self, x: Input, topk_weights: Tensor, topk_idx: Tensor) -> Tensor:
         """The weighted sum of each token's experts, `[t, D]`."""
         token_idx, row_idx, offsets, _ = moe_mapping(topk_idx, self.num_experts)
-        up, down = self.gate_up_proj, self.down_proj
-        if isinstance(up, Fp8Linear) and isinstance(down, Fp8Linear):
-            q, sf = (moe_permute(part, token_idx) for part in up.quantize(x))
-            gate_up = m_grouped_fp8_gemm_nt_offsets(q, sf, up.weight, up.weight_scale_inv, offsets, out_dtype=up.dtype)
-            q, sf = silu_mul_cast_to_fp8(gate_up, use_ue8m0=down.use_ue8m0)
-            y = m_grouped_fp8_gemm_nt_offsets(q, sf, down.weight, down.weight_scale_inv, offsets, out_dtype=down.dtype)
-        else:
-            gate_up = grouped_linear(moe_permute(x, token_idx), up.weight, offsets)
-            y = grouped_linear(silu_mul(gate_up), down.weight, offsets)
+        rows = permute(x, token_idx)
+        gate_up = self.gate_up_proj.grouped(rows, offsets)
+        y = self.down_proj.grouped(self.down_proj.prepare_silu_mul(gate_up), offsets)
         return moe_unpermute(y, row_idx, topk_weights)
 
 
@@ -135,21 +120,15 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[t, D]` to `[t, D]`."""
-        routed = self.experts(x, *self.gate(x))
-        return routed if self.shared_experts is None else routed + self.shared_experts(x)
+        topk_weights, topk_idx = self.gate(x)
+        prepared = self.experts.gate_up_proj.prepare(x)  # quantized once for all experts
+        routed = self.experts(prepared, topk_weights, topk_idx)
+        return routed if self.shared_experts is None else routed + self.shared_experts(prepared)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """`y[r] = x[r] weight[e]^T` for rows `offsets[e] <= r < offsets[e + 1]`.
-
-    Args:
-        x: `[rows, k]`.
-        weight: `[num_experts, n, k]`, the dtype of `x`.
-        offsets: `[num_experts + 1]` int32.
-
-    Returns:
-        `[rows, n]`.
-    """
-    if x.shape[0] == 0:
-        return x.new_empty(0, weight.shape[1])
-    return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets[1:])
+def permute(x: Input, token_idx: Tensor) -> Input:
+    """`moe_permute` of values, or of quantized values and their scales."""
+    if isinstance(x, Tensor):
+        return moe_permute(x, token_idx)
+    q, sf = x
+    return moe_permute(q, token_idx), moe_permute(sf, token_idx)

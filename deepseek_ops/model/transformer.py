@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepseek_ops.norm import add_rms_norm, rms_norm
+from deepseek_ops.norm import add_rms_norm
 from deepseek_ops.numeric import ceil_div
 from deepseek_ops.rope import rope_cos_sin
 
 from .attention import Attention, AttentionForm, absorbed_is_cheaper, norm_weight
 from .cache import PAGE_SIZE, Batch, PagedLatentCache
 from .config import DeepseekConfig
-from .linear import Gemm
+from .linear import Gemm, Input
 from .moe import Mlp, MoE
 
 __all__ = ["Block", "DeepseekModel", "linear_float32"]
@@ -50,13 +50,19 @@ class Block(nn.Module):
 
         They are added at the next norm, in one pass; the first layer comes with `residual=None`.
         """
+        first = self.self_attn.qkv_a_proj
+        normed: Input
         if residual is None:
-            x, residual = rms_norm(x, self.input_layernorm, eps=self.eps), x
+            normed, residual = first.prepare_norm(x, self.input_layernorm, self.eps), x
         else:
-            x, residual = add_rms_norm(x, residual, self.input_layernorm, eps=self.eps)
-        x = self.self_attn(x, batch, pages, cos_sin, absorbed=absorbed)
-        x, residual = add_rms_norm(x, residual, self.post_attention_layernorm, eps=self.eps)
-        return self.mlp(x), residual
+            normed, residual = first.prepare_add_norm(x, residual, self.input_layernorm, self.eps)
+        x = self.self_attn(normed, batch, pages, cos_sin, absorbed=absorbed)
+        if isinstance(self.mlp, MoE):  # its gate takes the values as they are
+            normed, residual = add_rms_norm(x, residual, self.post_attention_layernorm, eps=self.eps)
+        else:
+            first = self.mlp.gate_up_proj
+            normed, residual = first.prepare_add_norm(x, residual, self.post_attention_layernorm, self.eps)
+        return self.mlp(normed), residual
 
 
 class DeepseekModel(nn.Module):

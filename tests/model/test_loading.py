@@ -23,7 +23,7 @@ FolderOf = Callable[[DeepseekConfig], Path]
 MTP = VARIANTS["V3 with MTP, two dense layers"]
 
 
-@pytest.mark.parametrize("family", list(RELEASED))
+@pytest.mark.parametrize("family", ["v2-lite", "v2", "v3"])
 def test_every_tensor_of_a_release_has_a_place_of_its_own(family: str) -> None:
     config = RELEASED[family]
     names = [n for n in expected_tensors(config) if not n.endswith("_scale_inv")]
@@ -151,7 +151,7 @@ def test_loading_holds_no_second_copy(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    config = replace(V3, hidden_size=1024, moe_intermediate_size=512, n_routed_experts=64, num_hidden_layers=2)
+    config = replace(V3, hidden_size=512, moe_intermediate_size=256, n_routed_experts=64, num_hidden_layers=2)
     write_checkpoint(tmp_path, config.to_dict(), [dict(random_weights(config))])
     code = f"""
 import torch

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from deepseek_ops import per_token_cast_from_fp8, per_token_cast_to_fp8
 from deepseek_ops.model import DeepseekConfig
-from deepseek_ops.model.linear import Fp8Linear, Gemm
-from deepseek_ops.model.moe import Experts, Gate, Mlp, MoE, grouped_linear
+from deepseek_ops.model.linear import Fp8Linear, Gemm, grouped_linear
+from deepseek_ops.model.moe import Experts, Gate, Mlp, MoE
 from tests.model.conftest import V2, V3, VARIANTS
 from tests.support import assert_rows_close
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import deepseek_ops
 from deepseek_ops.model import DeepseekConfig, DeepseekModel, generate, generate_batch, load_model
-from deepseek_ops.model import moe as moe_module
+from deepseek_ops.model import linear as linear_module
 from deepseek_ops.model.checkpoint import write_checkpoint
 from deepseek_ops.model.linear import Fp8Linear, Linear
 from tests.model.conftest import FP8, V2, V3, VARIANTS
@@ -174,8 +174,8 @@ def quantize_inputs(model: DeepseekModel, monkeypatch: pytest.MonkeyPatch) -> No
     for name, module in model.named_modules():
         if isinstance(module, Linear) and not name.endswith(("kv_b_proj", "eh_proj")):
             module.register_forward_pre_hook(lambda module, args: (rounded(args[0]),))
-    plain = moe_module.grouped_linear
-    monkeypatch.setattr(moe_module, "grouped_linear", lambda x, *rest: plain(rounded(x), *rest))
+    plain = linear_module.grouped_linear
+    monkeypatch.setattr(linear_module, "grouped_linear", lambda x, *rest: plain(rounded(x), *rest))
 
 
 def test_the_fp8_path_is_the_float_path_on_rounded_inputs(
