@@ -173,4 +173,4 @@ size = sum(p.numel() * p.element_size() for p in model.parameters())
 print((peak - before) / size)
 """
     ratio = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert 0.9 < ratio < 1.2
+    assert 0.9 < ratio < 1.6  # torch itself takes 0.3 of so small a model; a second copy would make it 2
