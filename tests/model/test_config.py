@@ -23,6 +23,7 @@ CONFIGS = (
         "half-split rope": tiny_config("v3", rope_interleave=False),
         "several ends": tiny_config("v2", eos_token_id=(257, 258)),
         "float32": tiny_config("v2", torch_dtype="float32"),
+        "other constants": tiny_config("v3", rope_theta=5e4, rms_norm_eps=1e-5, routed_scaling_factor=1.5),
         "no mtp": tiny_config("v3", num_nextn_predict_layers=0),
         "published yarn": tiny_config("v3", rope_scaling=YarnScaling(4.0, 512)),
     }
