@@ -10,6 +10,7 @@ import torch
 
 from deepseek_ops.model import DeepseekConfig, DeepseekModel, generate, generate_batch, load_model
 from deepseek_ops.model.generate import DecodeStep, Sampler, prefill, sample_top_p
+from deepseek_ops.model.tiny import write_tiny
 from tests.model.conftest import V3, VARIANTS
 from tests.model.support import prompt
 
@@ -110,6 +111,18 @@ def test_temperature_divides_the_logits_and_zero_takes_the_best() -> None:
         assert (drawn == 0).float().mean() == pytest.approx(share, abs=0.03)
     greedy = Sampler(0.0, 1.0, seeds=[0], num_draws=1, device=torch.device("cpu"))
     assert greedy(logits, 0).tolist() == [0]
+
+
+@pytest.mark.parametrize("family", ["v2-lite", "v2", "v3", "v3.1"])
+def test_toy_checkpoints_of_every_family_generate(family: str, tmp_path: Path) -> None:
+    write_tiny(tmp_path, family, num_hidden_layers=2)
+    texts = [
+        list(generate(load_model(tmp_path, attn=attn, dtype=dtype, quiet=True), TOKENS, max_new_tokens=3))
+        for attn in ("absorbed", "expanded")
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert [len(text) for text in texts] == [3] * 4
+    assert texts[0] == texts[2]
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepseek_ops import per_block_cast_to_fp8, per_token_cast_from_fp8, per_token_cast_to_fp8
-from deepseek_ops.model.linear import Fp8Linear, Linear, make_linear, padded
+from deepseek_ops import per_block_cast_to_fp8, per_token_cast_from_fp8, per_token_cast_to_fp8, rms_norm, silu_mul
+from deepseek_ops.model.linear import Fp8Linear, Gemm, Linear, make_linear, padded
 from tests.support import BF16_LIMIT, assert_rows_close
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -107,3 +107,24 @@ def test_each_expert_has_its_own_place() -> None:
     assert not layer.weight[2, :128].float().any()
     assert torch.equal(layer.weight[2, 128:].float(), weight.float())
     assert torch.equal(layer.weight_scale_inv[2, 1:], scale)
+
+
+@pytest.mark.parametrize(("gemm", "use_ue8m0"), [("bf16", False), ("fp8", False), ("fp8", True)])
+def test_an_input_prepared_in_one_pass_is_the_input_prepared_in_two(gemm: Gemm, use_ue8m0: bool) -> None:
+    layer = make_linear(192, (64,), gemm=gemm, dtype=torch.bfloat16, use_ue8m0=use_ue8m0)
+    x, residual = torch.randn(3, 192).bfloat16(), torch.randn(3, 192).bfloat16()
+    weight, gate_up = torch.rand(192).bfloat16(), torch.randn(3, 384).bfloat16()
+    added, new_residual = layer.prepare_add_norm(x, residual, weight, 1e-3)
+    assert torch.equal(new_residual, x + residual)
+    for one, two in (
+        (layer.prepare_norm(x, weight, 1e-3), rms_norm(x, weight, eps=1e-3)),
+        (added, rms_norm(x + residual, weight, eps=1e-3)),
+        (layer.prepare_silu_mul(gate_up), silu_mul(gate_up)),
+    ):
+        want = layer.prepare(two)
+        if isinstance(want, Tensor):
+            assert isinstance(one, Tensor)
+            assert torch.equal(one, want)
+        else:
+            assert torch.equal(one[0].view(torch.uint8), want[0].view(torch.uint8))
+            assert torch.equal(one[1], want[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deepseek_ops.model import DeepseekConfig, DeepseekModel, load_model
+from deepseek_ops.model.config import RELEASED
 from deepseek_ops.model.transformer import linear_float32
 from tests.model.conftest import FP8, V3, VARIANTS
 from tests.model.support import forward, load_transformers, prompt
@@ -53,6 +54,13 @@ def test_logits_of_bfloat16_weights_are_not_rounded_to_bfloat16() -> None:
     logits = linear_float32(x, weight)
     assert logits.dtype == torch.float32
     assert_rows_close(logits, x.double() @ weight.double().T, 1e-6)
+
+
+@pytest.mark.parametrize(("family", "billions"), [("v2-lite", 15.706), ("v2", 235.741), ("v3", 671.026)])
+def test_the_released_models_have_their_number_of_parameters(family: str, billions: float) -> None:
+    with torch.device("meta"):
+        model = DeepseekModel(RELEASED[family])
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
 
 
 def test_other_dtypes_are_refused() -> None:
