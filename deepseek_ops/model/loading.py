@@ -145,6 +145,9 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.bfloat16 if config.dtype == torch.float16 else config.dtype
+    cache_dtype = dtype if cache_dtype is None else cache_dtype
+    if cache_dtype not in (dtype, torch.float8_e4m3fn):
+        raise TypeError(f"cache_dtype must be the model's {dtype} or torch.float8_e4m3fn, got {cache_dtype}")
     if gemm == "auto":
         gemm = "bf16" if config.quantization is None else "fp8"
 
@@ -152,8 +155,8 @@ def load_model(
         model = DeepseekModel(config, gemm=gemm, dtype=dtype, attn=attn)
         if mtp and checkpoint.has_mtp:
             add_mtp(model)
-    model.cache_dtype = dtype if cache_dtype is None else cache_dtype
-    model.make_cache([])  # refuses a wrong cache_dtype before anything is read
+    model.cache_dtype = cache_dtype
+    model.make_cache([])  # refuses FP8 rows that do not fit before anything is read
     allocate(model, device)
 
     places = {name: find_place(name.removesuffix(SCALE_SUFFIX), config) for name in checkpoint.tensors}

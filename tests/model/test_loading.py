@@ -144,6 +144,8 @@ def test_both_dialects_and_several_shards_load_alike(tmp_path: Path, checkpoint_
 def test_a_cache_that_does_not_fit_is_refused_before_loading(checkpoint_of: FolderOf) -> None:
     with pytest.raises(ValueError, match=r"512 \+ 64 channels"):
         load_model(checkpoint_of(V3), cache_dtype=torch.float8_e4m3fn, quiet=True)
+    with pytest.raises(TypeError, match=r"the model's torch\.float32 or torch\.float8_e4m3fn, got torch\.bfloat16"):
+        load_model(checkpoint_of(V3), cache_dtype=torch.bfloat16, quiet=True)
 
 
 def test_loading_holds_no_second_copy(tmp_path: Path) -> None:
