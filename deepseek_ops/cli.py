@@ -271,7 +271,7 @@ def _info(args: argparse.Namespace) -> None:
     gpu = "none that torch can use"
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         gpu = f"{torch.cuda.get_device_name()}, compute capability {capability[0]}.{capability[1]}, {_size(total)}"
     kernels = "no (built without CUDA)"
     if build_info["cuda"]:

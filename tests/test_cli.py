@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from deepseek_ops.cli import main
+from deepseek_ops.cli import _backend, main
+from deepseek_ops.library import build_info
 from deepseek_ops.model.checkpoint import Checkpoint
 from deepseek_ops.model.tiny import write_tiny
 from deepseek_ops.registry import OPS
@@ -91,6 +93,30 @@ def test_info_says_what_runs_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.__version__ in out
     for op in OPS:
         assert re.search(rf"^{op} +(kernel|reference)", out, re.MULTILINE), op
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "backend"),
+    [
+        (["90a"], (9, 0), "kernel"),
+        (["90a"], (8, 0), "reference"),
+        (["90a"], (10, 0), "reference"),
+        (["90a"], (12, 0), "reference"),
+        (["80", "90a"], (8, 6), "kernel"),
+        (["100f"], (10, 3), "kernel"),
+        (["100f"], (12, 0), "reference"),
+    ],
+)
+def test_a_kernel_runs_only_on_the_gpus_it_was_built_for(
+    archs: list[str], capability: tuple[int, int], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(build_info, "cuda", True)
+    monkeypatch.setitem(build_info, "archs", archs)
+    op = replace(OPS["fp8_gemm_nt"], has_kernel=True)
+    assert _backend(op, capability)[0] == backend
+    assert bool(_backend(op, capability)[1]) == (backend == "reference")
+    assert _backend(replace(op, has_kernel=False), capability) == ("reference", "has no kernel")
+    assert _backend(op, None) == ("reference", "no GPU, has a kernel")
 
 
 def test_info_describes_a_checkpoint(v3: Path, capsys: pytest.CaptureFixture[str]) -> None:

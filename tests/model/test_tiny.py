@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from deepseek_ops.model.checkpoint import Checkpoint
 from deepseek_ops.model.config import RELEASED
 from deepseek_ops.model.tiny import FAMILIES, random_weights, tiny_config, write_tiny
 
@@ -83,3 +84,16 @@ def test_transformers_runs_it_and_every_part_matters(family: str, tmp_path: Path
     chosen = out.logits[0].argmax(-1).unique().numel()
     assert chosen > 16, "the same few tokens at all positions"
     assert config.vocab_size == out.logits.shape[-1]
+
+
+@pytest.mark.parametrize("family", ["v2-lite", "v2", "v3"])
+def test_what_transformers_saves_of_it_is_a_checkpoint_again(family: str, tmp_path: Path) -> None:
+    config = write_tiny(tmp_path / "ours", family, fp8=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="1MB")
+    checkpoint = Checkpoint(tmp_path / "theirs")
+    assert checkpoint.config == config
+    ours = dict(Checkpoint(tmp_path / "ours").stream())
+    assert len({info.file for info in checkpoint.tensors.values()}) > 1
+    for name, tensor in checkpoint.stream():
+        assert torch.equal(tensor.float(), ours[name].float()), name
