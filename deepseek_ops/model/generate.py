@@ -149,17 +149,9 @@ class BatchGeneration(Iterator[list[int | None]]):
 
         step: DecodeStep | None = None
         for num_generated in range(1, max_new_tokens + 1):
-            yielded: list[int | None] = []
-            for i, token in enumerate(tokens):
-                if self.finish_reasons[i] is None and token in stop_token_ids:
-                    self.finish_reasons[i] = "stop"
-                yielded.append(token if self.finish_reasons[i] is None else None)
-                if self.finish_reasons[i] is None and num_generated == max_new_tokens:
-                    self.finish_reasons[i] = "length"
-            if yielded.count(None) == len(yielded):
-                return
-            self.num_tokens += len(yielded) - yielded.count(None)
-            yield yielded
+            new = self._settle(tokens, stop_token_ids, is_last=num_generated == max_new_tokens)
+            if any(token is not None for token in new):
+                yield new
             if None not in self.finish_reasons:
                 return
 
@@ -170,6 +162,21 @@ class BatchGeneration(Iterator[list[int | None]]):
                 step.advance()
             tokens = step(num_generated).tolist()
             self.decode_seconds += time.perf_counter() - start
+
+    def _settle(self, tokens: list[int], stop_token_ids: frozenset[int], *, is_last: bool) -> list[int | None]:
+        """What a step yields: its tokens without those of sequences that have ended; notes which end with it."""
+        new: list[int | None] = []
+        for i, token in enumerate(tokens):
+            if self.finish_reasons[i] is None and token in stop_token_ids:
+                self.finish_reasons[i] = "stop"
+            if self.finish_reasons[i] is not None:
+                new.append(None)
+                continue
+            new.append(token)
+            self.num_tokens += 1
+            if is_last:
+                self.finish_reasons[i] = "length"
+        return new
 
 
 class Generation(Iterator[int]):
