@@ -1,7 +1,7 @@
 """Hand-written CUDA kernels for DeepSeek-style models as torch custom ops, each with a CPU reference.
 
 Importing this registers `torch.ops.deepseek_ops` and gives the functions below; it starts no process, writes no
-file and initialises no CUDA. `deepseek_ops.arrays` (NumPy, CuPy) needs no torch; `deepseek_ops.model` is the model layer.
+file and initialises no CUDA. `deepseek_ops.arrays` (NumPy, CuPy) needs no torch; `deepseek_ops.model` is the models.
 """
 
 from importlib.util import find_spec

@@ -170,11 +170,11 @@ class _Events:
     BACKLOG_CYCLES = 200_000  # about 0.1 ms, more than it takes to launch a graph
 
     def __init__(self) -> None:
-        self.first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self.last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self.first = torch.cuda.Event(enable_timing=True)
+        self.last = torch.cuda.Event(enable_timing=True)
 
     def start(self) -> None:
-        torch.cuda._sleep(self.BACKLOG_CYCLES)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(self.BACKLOG_CYCLES)
         self.first.record()
 
     def stop(self) -> float:
@@ -185,7 +185,7 @@ class _Events:
 
 def _warm_up_on_side_stream(calls: Sequence[Call]) -> None:
     """Lazy initialisation (handles, workspaces, compilation) must happen before capture and on another stream."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in (calls[0], *calls):
