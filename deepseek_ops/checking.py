@@ -120,6 +120,6 @@ def _overlap(x: Tensor, y: Tensor) -> bool:
 
 
 def _byte_range(x: Tensor) -> tuple[int, int]:
-    first = x.storage_offset() * x.element_size()
-    last = sum((extent - 1) * stride for extent, stride in zip(x.shape, x.stride(), strict=True))
+    first = int(x.storage_offset() * x.element_size())
+    last = int(sum((extent - 1) * stride for extent, stride in zip(x.shape, x.stride(), strict=True)))
     return first, first + (last + 1) * x.element_size()

@@ -69,6 +69,13 @@ def check_fp8_gemm(
     return *lead, m, n, k
 
 
+def check_gemm_out(check: Checker, out: Tensor, shape: tuple[int, ...], *inputs: Tensor) -> None:
+    """An output that a GEMM writes into: what TMA can store to, and no memory of an input."""
+    check.tensor("out", out, shape, GEMM_OUT_DTYPES)
+    check.writable("out", out, *inputs)
+    check.row_stride("out", out, 16, distinct=True)
+
+
 def _check(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype) -> None:
     check = Checker("fp8_gemm_nt")
     check_fp8_gemm(check, a, sfa, b, sfb)
@@ -78,9 +85,7 @@ def _check(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtyp
 def _check_out(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool) -> None:
     check = Checker("fp8_gemm_nt_out")
     m, n, _ = check_fp8_gemm(check, a, sfa, b, sfb)
-    check.tensor("out", out, (m, n), GEMM_OUT_DTYPES)
-    check.writable("out", out, a, sfa, b, sfb)
-    check.row_stride("out", out, 16, distinct=True)
+    check_gemm_out(check, out, (m, n), a, sfa, b, sfb)
 
 
 def fp8_gemm_nt_reference(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype) -> Tensor:

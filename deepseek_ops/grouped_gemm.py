@@ -1,6 +1,6 @@
 """Grouped FP8 GEMM with fine-grained scaling: one launch for all the experts of a mixture.
 
-Kernel: csrc/kernels/sm90_fp8_gemm.cuh.  Method: DeepSeek-V3 report (arXiv:2412.19437), section 3.3.
+Method: DeepSeek-V3 report (arXiv:2412.19437), section 3.3.
 
 M-grouped: rows of `a` belong to groups, each with a weight `b[i]` of its own. Three layouts say which rows are whose:
 *contiguous*, a group index per row, constant within segments of 128 rows; *offsets*, groups one after the other without
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checking import Checker
-from .gemm import GEMM_OUT_DTYPES, check_fp8_gemm, fp8_gemm_nt_reference
+from .gemm import GEMM_OUT_DTYPES, check_fp8_gemm, check_gemm_out, fp8_gemm_nt_reference
 from .numeric import BLOCK, FP8, ceil_div
 from .quantize import check_out_dtype, per_token_cast_from_fp8_reference
 from .registry import register_op
@@ -39,12 +39,6 @@ __all__ = [
 def check_layout(check: Checker, name: str, layout: Tensor, num_entries: int) -> None:
     check.tensor(name, layout, (num_entries,), torch.int32)
     check.contiguous(name, layout)
-
-
-def check_out(check: Checker, out: Tensor, shape: tuple[int, ...], *inputs: Tensor) -> None:
-    check.tensor("out", out, shape, GEMM_OUT_DTYPES)
-    check.row_stride("out", out, 16)
-    check.writable("out", out, *inputs)
 
 
 def write_group(d: Tensor, a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, owned: Tensor) -> None:
@@ -131,7 +125,7 @@ def _check_contiguous_out(
     check = Checker("m_grouped_fp8_gemm_nt_contiguous_out")
     _, m, n, _ = check_fp8_gemm(check, a, sfa, b, sfb, ("g",))
     check_layout(check, "m_indices", m_indices, m)
-    check_out(check, out, (m, n), a, sfa, b, sfb, m_indices)
+    check_gemm_out(check, out, (m, n), a, sfa, b, sfb, m_indices)
 
 
 def m_grouped_fp8_gemm_nt_contiguous_reference(
@@ -225,7 +219,7 @@ def _check_offsets_out(
     check = Checker("m_grouped_fp8_gemm_nt_offsets_out")
     g, m, n, _ = check_fp8_gemm(check, a, sfa, b, sfb, ("g",))
     check_layout(check, "offsets", offsets, g + 1)
-    check_out(check, out, (m, n), a, sfa, b, sfb, offsets)
+    check_gemm_out(check, out, (m, n), a, sfa, b, sfb, offsets)
 
 
 def m_grouped_fp8_gemm_nt_offsets_reference(
@@ -328,8 +322,8 @@ def _check_masked_operands(
     check.true(n % 8 == 0, "n", "a multiple of 8", n)
     check.tensor("sfa", sfa, (g, max_m, ceil_div(k, BLOCK)), torch.float32)
     check.tensor("sfb", sfb, (g, ceil_div(n, BLOCK), ceil_div(k, BLOCK)), torch.float32)
-    check.row_stride("a", a, 16)
-    check.row_stride("b", b, 16)
+    check.row_stride("a", a, 16, distinct=True)
+    check.row_stride("b", b, 16, distinct=True)
     check_layout(check, "masked_m", masked_m, g)
     check.true(expected_m is None or expected_m >= 1, "expected_m", "at least 1, or None", expected_m)
     return g, max_m, n
@@ -361,7 +355,7 @@ def _check_masked_out(
 ) -> None:
     check = Checker("m_grouped_fp8_gemm_nt_masked_out")
     shape = _check_masked_operands(check, a, sfa, b, sfb, masked_m, expected_m)
-    check_out(check, out, shape, a, sfa, b, sfb, masked_m)
+    check_gemm_out(check, out, shape, a, sfa, b, sfb, masked_m)
 
 
 def masked_product(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, masked_m: Tensor) -> tuple[Tensor, Tensor]:
@@ -475,8 +469,8 @@ def _check_k_grouped_operands(
     check.true(n % 8 == 0, "n", "a multiple of 8", n)
     check.tensor("sfa", sfa, (m, k_sum // BLOCK), torch.float32)
     check.tensor("sfb", sfb, (n, k_sum // BLOCK), torch.float32)
-    check.row_stride("a", a, 16)
-    check.row_stride("b", b, 16)
+    check.row_stride("a", a, 16, distinct=True)
+    check.row_stride("b", b, 16, distinct=True)
     (num_offsets,) = check.tensor("k_offsets", k_offsets, ("g + 1",), torch.int32)
     check.true(num_offsets >= 1, "k_offsets", "of one or more offsets", num_offsets)
     check.contiguous("k_offsets", k_offsets)
@@ -494,7 +488,7 @@ def _check_k_grouped_out(
 ) -> None:
     check = Checker("k_grouped_fp8_gemm_nt_out")
     shape = _check_k_grouped_operands(check, a, sfa, b, sfb, k_offsets)
-    check_out(check, out, shape, a, sfa, b, sfb, k_offsets)
+    check_gemm_out(check, out, shape, a, sfa, b, sfb, k_offsets)
 
 
 def k_grouped_product(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, k_offsets: Tensor) -> tuple[Tensor, Tensor]:

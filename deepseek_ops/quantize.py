@@ -139,16 +139,18 @@ def per_token_cast_to_fp8_reference(
     k = x.shape[-1]
     blocks = pad(x.float(), (0, align(k, BLOCK) - k)).unflatten(-1, (ceil_div(k, BLOCK), BLOCK))
     sf, inverse = scales(blocks.abs().nan_to_num(nan=0.0).amax(-1), use_ue8m0, amax_floor)
-    q = cast_to_fp8_reference(blocks * inverse.unsqueeze(-1)).flatten(-2)[..., :k].contiguous()
-    return q, empty_sf(x, tuple(sf.shape), mn_major).copy_(sf)
+    values = cast_to_fp8_reference(blocks * inverse.unsqueeze(-1)).flatten(-2)[..., :k]
+    q, laid_out = empty_quantized(x, mn_major)
+    return q.copy_(values), laid_out.copy_(sf)
 
 
 def scales(amax: Tensor, use_ue8m0: bool, amax_floor: float) -> tuple[Tensor, Tensor]:
     """The dequantization scale of blocks of largest magnitude `amax`, and the factor that quantizes."""
     amax = amax.clamp(amax_floor, torch.finfo(torch.float32).max)
+    fp8_max = torch.full_like(amax, FP8_MAX)  # a tensor: torch divides by a number, and a number, through a reciprocal
     if not use_ue8m0:
-        return amax / FP8_MAX, torch.full_like(amax, FP8_MAX) / amax  # `FP8_MAX / amax` rounds twice: by reciprocal
-    mantissa, exponent = torch.frexp(amax / FP8_MAX)  # mantissa in [0.5, 1)
+        return amax / fp8_max, fp8_max / amax
+    mantissa, exponent = torch.frexp(amax / fp8_max)  # mantissa in [0.5, 1)
     exponent = exponent - (mantissa == 0.5).int()
     one = torch.ones_like(amax)
     return torch.ldexp(one, exponent), torch.ldexp(one, -exponent)

@@ -1,9 +1,15 @@
-// The FP8 GEMM kernel's parameters, apart from its tensor maps: plain data that host and device share.
+// The FP8 GEMM kernel's parameters: plain data that host and device share.
 #pragma once
 
 #include "ptx/types.cuh"
 
 namespace dso {
+
+struct Fp8GemmMaps {
+    TensorMap a, b;
+    TensorMap sfa;  // only where sfa comes by TMA
+    TensorMap d;    // only where the epilogue stores by TMA
+};
 
 struct Fp8GemmArguments {
     const float* sfa;  // [m, ceil(k / 128)], strides below

@@ -48,7 +48,7 @@ typedef struct dso_fp8_gemm {
 
 DSO_API dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream stream);
 
-// The tile that dso_fp8_gemm_nt takes for a shape on a GPU of `num_sms`: block_m, block_n, stages, shared bytes.
+// The tile that dso_fp8_gemm_nt takes for a shape on a GPU of `num_sms`: block_m, block_n, ...
 typedef struct dso_fp8_gemm_config {
     int block_m, block_n, num_stages, shared_bytes;
 } dso_fp8_gemm_config;

@@ -25,7 +25,23 @@ constexpr Launcher kLaunchers[] = {
 #undef DSO_FP8_GEMM
 };
 
-constexpr int kPanelRows = 64;  // the epilogue's store: a warpgroup's rows
+// An operand's tiles are rows of 128 bytes, under the swizzle that WGMMA reads.
+TmaMatrix e4m3_tiles(const void* base, int64_t rows, int64_t k, int64_t stride, int box_rows) {
+    return {base, rows, k, stride, 1, box_rows, 128, true};
+}
+
+// The epilogue stores a warpgroup's 64 rows in panels of 64 bfloat16 columns.
+TmaMatrix bf16_panels(const dso_fp8_gemm& gemm) { return {gemm.d, gemm.m, gemm.n, gemm.d_stride, 2, 64, 64, true}; }
+
+// A step's scales are a run of the rows of an MN-major sfa: a matrix of ceil(k / 128) rows of m.
+TmaMatrix sfa_runs(const dso_fp8_gemm& gemm, int block_m) {
+    return {gemm.sfa, ceil_div<int64_t>(gemm.k, 128), gemm.m, gemm.sfa_stride_k, 4, 1, block_m, false};
+}
+
+bool is_mn_major_tma_aligned(const dso_fp8_gemm& gemm) {
+    return (gemm.sfa_stride_m == 1 || gemm.m == 1) && reinterpret_cast<uintptr_t>(gemm.sfa) % 16 == 0 &&
+           (gemm.k <= 128 || (gemm.sfa_stride_k % 4 == 0 && gemm.sfa_stride_k >= gemm.m));
+}
 
 /// k = 0: the sum of nothing.
 dso_status clear_output(const dso_fp8_gemm& gemm, dso_stream stream) {
@@ -52,12 +68,13 @@ extern "C" dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream strea
     const int chosen = select_fp8_gemm_config(gemm->m, gemm->n, gemm->k, launch.num_sms);
     const Fp8GemmConfig& config = kFp8GemmConfigs[chosen];
 
+    Fp8GemmMaps& maps = launch.maps;
+    DSO_TRY(encode_tensor_map(e4m3_tiles(gemm->a, gemm->m, gemm->k, gemm->a_stride, config.block_m()), &maps.a));
+    DSO_TRY(encode_tensor_map(e4m3_tiles(gemm->b, gemm->n, gemm->k, gemm->b_stride, config.block_n), &maps.b));
+    launch.loads_scales_by_tma = is_mn_major_tma_aligned(*gemm);
+    if (launch.loads_scales_by_tma) DSO_TRY(encode_tensor_map(sfa_runs(*gemm, config.block_m()), &maps.sfa));
     launch.stores_by_tma = gemm->d_dtype == DSO_BF16 && !gemm->accumulate;
-    DSO_TRY(encode_tensor_map({gemm->a, gemm->m, gemm->k, gemm->a_stride, 1, config.block_m()}, &launch.map_a));
-    DSO_TRY(encode_tensor_map({gemm->b, gemm->n, gemm->k, gemm->b_stride, 1, config.block_n}, &launch.map_b));
-    if (launch.stores_by_tma) {
-        DSO_TRY(encode_tensor_map({gemm->d, gemm->m, gemm->n, gemm->d_stride, 2, kPanelRows}, &launch.map_d));
-    }
+    if (launch.stores_by_tma) DSO_TRY(encode_tensor_map(bf16_panels(*gemm), &maps.d));
     launch.arguments = {gemm->sfa,
                         gemm->sfb,
                         gemm->sfa_stride_m,

@@ -9,10 +9,10 @@ namespace dso {
 
 /// A checked GEMM, ready to launch.
 struct Fp8GemmLaunch {
-    TensorMap map_a, map_b, map_d;  // map_d only where the epilogue stores by TMA
+    Fp8GemmMaps maps;
     Fp8GemmArguments arguments;
     DirectOutput output;  // only where it stores from registers
-    bool stores_by_tma;
+    bool loads_scales_by_tma, stores_by_tma;
     int device, num_sms;
     dso_stream stream;
 };

@@ -8,9 +8,10 @@ namespace {
 constexpr int64_t kMaxExtent = (int64_t{1} << 31) - 1024;  // tile arithmetic is in int
 constexpr int64_t kMaxOutput = int64_t{1} << 42;           // so that a count of tiles of 64 x 64 is an int
 
-/// Whether TMA can walk the rows: aligned to 16 bytes, and apart. With at most one row the stride is never used, and
-/// callers leave any number there.
+/// Whether TMA can walk the rows: aligned to 16 bytes, and apart. Of an empty matrix nothing is used, and of a single
+/// row not the stride: callers leave any number there.
 bool are_tma_rows(const void* pointer, int64_t rows, int64_t columns, int64_t stride, int element_bytes) {
+    if (rows == 0 || columns == 0) return true;
     if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return false;
     return rows <= 1 || (stride >= columns && stride * element_bytes % 16 == 0);
 }

@@ -12,7 +12,7 @@ struct Fp8GemmConfig {
     constexpr int num_threads() const { return 128 * (num_math_warpgroups + 1); }
     /// What the kernel's shared memory comes to with a bfloat16 epilogue (static_assert in fp8_gemm_instance.cuh).
     constexpr int shared_bytes() const {
-        const int stage = (block_m() + block_n) * 128 + block_m() * 4 + 4 + 2 * 8;
+        const int stage = (block_m() + block_n) * 128 + (block_m() + 31) / 32 * 128 + 4 + 2 * 8;
         const int used = num_stages * stage + block_m() * block_n * 2;
         return (used + 1023) / 1024 * 1024;
     }

@@ -9,29 +9,37 @@
 namespace dso {
 namespace {
 
-template <int kNumMathWarpgroups, int BLOCK_N, int kNumStages, typename Epilogue>
+template <typename Shape, typename Scales, typename Epilogue>
 dso_status launch_with(const Fp8GemmLaunch& launch) {
-    constexpr Fp8GemmConfig config{kNumMathWarpgroups, BLOCK_N, kNumStages};
-    constexpr int shared_bytes = sizeof(Fp8GemmShared<kNumMathWarpgroups, BLOCK_N, kNumStages, Epilogue>);
-    static_assert(shared_bytes <= config.shared_bytes(), "Fp8GemmConfig::shared_bytes is what the planner checks");
-    constexpr auto kernel = sm90_fp8_gemm_kernel<kNumMathWarpgroups, BLOCK_N, kNumStages, Epilogue, DenseScheduler>;
+    constexpr Fp8GemmConfig config{Shape::kNumMathWarpgroups, Shape::BLOCK_N, Shape::kNumStages};
+    constexpr int shared_bytes = sizeof(Fp8GemmShared<Shape, Epilogue>);
+    static_assert(shared_bytes <= config.shared_bytes() && Shape::kNumThreads == config.num_threads(),
+                  "the planner's view of a tile is the kernel's");
+    constexpr auto kernel = sm90_fp8_gemm_kernel<Shape, Scales, Epilogue, DenseScheduler>;
 
-    const int64_t num_tiles = DenseScheduler::num_tiles(ceil_div(launch.arguments.m, config.block_m()),
-                                                        ceil_div(launch.arguments.n, BLOCK_N));
+    const int64_t num_tiles = DenseScheduler::num_tiles(ceil_div(launch.arguments.m, Shape::BLOCK_M),
+                                                        ceil_div(launch.arguments.n, Shape::BLOCK_N));
     const int grid = num_tiles < launch.num_sms ? static_cast<int>(num_tiles) : launch.num_sms;
     DSO_TRY(allow_shared_memory<kernel>(launch.device, shared_bytes));
-    kernel<<<grid, config.num_threads(), shared_bytes, static_cast<cudaStream_t>(launch.stream)>>>(
-        launch.map_a, launch.map_b, launch.map_d, launch.arguments, launch.output);
+    kernel<<<grid, Shape::kNumThreads, shared_bytes, static_cast<cudaStream_t>(launch.stream)>>>(
+        launch.maps, launch.arguments, launch.output);
     DSO_CUDA(cudaGetLastError());
     return DSO_OK;
+}
+
+template <typename Shape, typename Scales>
+dso_status launch_with_scales(const Fp8GemmLaunch& launch) {
+    return launch.stores_by_tma ? launch_with<Shape, Scales, TmaBf16Epilogue<Shape::BLOCK_N>>(launch)
+                                : launch_with<Shape, Scales, DirectEpilogue<Shape::BLOCK_N>>(launch);
 }
 
 }  // namespace
 
 template <int kNumMathWarpgroups, int BLOCK_N, int kNumStages>
 dso_status launch_fp8_gemm(const Fp8GemmLaunch& launch) {
-    return launch.stores_by_tma ? launch_with<kNumMathWarpgroups, BLOCK_N, kNumStages, TmaBf16Epilogue<BLOCK_N>>(launch)
-                                : launch_with<kNumMathWarpgroups, BLOCK_N, kNumStages, DirectEpilogue<BLOCK_N>>(launch);
+    using Shape = Fp8GemmShape<kNumMathWarpgroups, BLOCK_N, kNumStages>;
+    return launch.loads_scales_by_tma ? launch_with_scales<Shape, TmaScales<Shape::BLOCK_M>>(launch)
+                                      : launch_with_scales<Shape, GatherScales<Shape::BLOCK_M>>(launch);
 }
 
 }  // namespace dso

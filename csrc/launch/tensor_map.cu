@@ -12,9 +12,19 @@ namespace {
 
 static_assert(sizeof(TensorMap) == sizeof(CUtensorMap), "TensorMap is CUtensorMap's bytes");
 
-constexpr int kBoxBytes = 128;  // a row of the box: the swizzle's width
 constexpr int64_t kMaxExtent = int64_t{1} << 32;
 constexpr int64_t kMaxStrideBytes = (int64_t{1} << 40) - 1;
+
+CUtensorMapDataType data_type(int element_bytes) {
+    switch (element_bytes) {
+        case 1:
+            return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+        case 2:
+            return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+        default:
+            return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    }
+}
 
 PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
     void* entry = nullptr;
@@ -40,13 +50,12 @@ dso_status encode_tensor_map(const TmaMatrix& matrix, TensorMap* map) {
 
     const cuuint64_t extents[2] = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)};
     const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride_bytes)};
-    const cuuint32_t box[2] = {static_cast<cuuint32_t>(kBoxBytes / matrix.element_bytes),
-                               static_cast<cuuint32_t>(matrix.box_rows)};
+    const cuuint32_t box[2] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows)};
     const cuuint32_t element_strides[2] = {1, 1};
-    const auto type = matrix.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    const auto swizzle = matrix.is_swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
     CUtensorMap encoded;
-    const CUresult error = encode(&encoded, type, 2, const_cast<void*>(matrix.base), extents, strides, box,
-                                  element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    const CUresult error = encode(&encoded, data_type(matrix.element_bytes), 2, const_cast<void*>(matrix.base), extents,
+                                  strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (error != CUDA_SUCCESS)
         return fail(DSO_CUDA_ERROR, "cuTensorMapEncodeTiled: CUresult %d", static_cast<int>(error));

@@ -5,13 +5,14 @@
 
 namespace dso {
 
-/// A row-major matrix that TMA reads or writes in boxes of 128-byte wide rows, under the 128-byte swizzle.
+/// A row-major matrix that TMA reads or writes in boxes.
 struct TmaMatrix {
-    const void* base;       // 16-byte aligned
-    int64_t rows, columns;  // at least 1
-    int64_t stride;         // elements between rows; a multiple of 16 bytes
-    int element_bytes;      // 1 or 2
-    int box_rows;           // at most 256
+    const void* base;           // 16-byte aligned
+    int64_t rows, columns;      // at least 1
+    int64_t stride;             // elements between rows; a multiple of 16 bytes
+    int element_bytes;          // 1, 2 or 4
+    int box_rows, box_columns;  // at most 256 each
+    bool is_swizzled;           // rows of 128 bytes under the 128-byte swizzle, or as they are
 };
 
 /// Encodes the descriptor; DSO_INVALID, with the reason, where the matrix is outside what TMA can address.

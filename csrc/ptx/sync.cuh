@@ -1,4 +1,4 @@
-// Named barriers, register reallocation, and the dependency of a grid on the one before it.
+// Named barriers and register reallocation.
 #pragma once
 
 #include "ptx/types.cuh"
