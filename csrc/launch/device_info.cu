@@ -22,7 +22,11 @@ dso_status ask_num_sms(int device, int* num_sms) {
 }
 
 dso_status num_sms_of(int device, int* num_sms) {
-    const bool cacheable = device >= 0 && device < kMaxDevices;
+    if (device < 0) {  // an undefined tensor's
+        *num_sms = -1;
+        return DSO_OK;
+    }
+    const bool cacheable = device < kMaxDevices;
     *num_sms = cacheable ? cached_num_sms[device].load(std::memory_order_relaxed) : 0;
     if (*num_sms == 0) {
         DSO_TRY(ask_num_sms(device, num_sms));

@@ -21,10 +21,8 @@ dso_status launch_with(const Fp8GemmLaunch& launch) {
                                                         ceil_div(launch.arguments.n, Shape::BLOCK_N));
     const int grid = num_tiles < launch.num_sms ? static_cast<int>(num_tiles) : launch.num_sms;
     DSO_TRY(allow_shared_memory<kernel>(launch.device, shared_bytes));
-    kernel<<<grid, Shape::kNumThreads, shared_bytes, static_cast<cudaStream_t>(launch.stream)>>>(
-        launch.maps, launch.arguments, launch.output);
-    DSO_CUDA(cudaGetLastError());
-    return DSO_OK;
+    return launch_kernel(kernel, {grid, Shape::kNumThreads, shared_bytes, launch.stream}, launch.maps, launch.arguments,
+                         launch.output);
 }
 
 template <typename Shape, typename Scales>

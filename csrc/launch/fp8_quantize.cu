@@ -3,6 +3,7 @@
 #include "launch/cuda_check.h"
 #include "launch/device_info.h"
 #include "launch/fp8_quantize_checks.h"
+#include "launch/launch.h"
 
 namespace dso {
 namespace {
@@ -16,16 +17,14 @@ bool rows_are_aligned(const PerTokenCastArguments& arguments) {
 }
 
 template <typename T>
-dso_status launch_per_token_cast(const PerTokenCastArguments& arguments, int num_sms, cudaStream_t stream) {
+dso_status launch_per_token_cast(const PerTokenCastArguments& arguments, int num_sms, dso_stream stream) {
     constexpr int kBlocksPerCta = kQuantizeThreads / kLanesPerBlock, kCtasPerSm = 8;
     const int64_t num_blocks = arguments.num_groups * arguments.m * ceil_div<int64_t>(arguments.k, kQuantizeBlock);
     const int64_t num_ctas = ceil_div<int64_t>(num_blocks, kBlocksPerCta);
     const int grid = num_ctas < num_sms * kCtasPerSm ? static_cast<int>(num_ctas) : num_sms * kCtasPerSm;
     const auto kernel =
         rows_are_aligned<T>(arguments) ? per_token_cast_to_fp8_kernel<T, true> : per_token_cast_to_fp8_kernel<T, false>;
-    kernel<<<grid, kQuantizeThreads, 0, stream>>>(arguments);
-    DSO_CUDA(cudaGetLastError());
-    return DSO_OK;
+    return launch_kernel(kernel, {grid, kQuantizeThreads, 0, stream}, arguments);
 }
 
 }  // namespace
@@ -51,13 +50,12 @@ extern "C" dso_status dso_per_token_cast_to_fp8(const dso_per_token_cast* cast, 
                                           cast->amax_floor,
                                           cast->use_ue8m0 != 0,
                                           cast->sf_stride_m == 1 && cast->m > 1};
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
     switch (cast->x_dtype) {
         case DSO_BF16:
-            return launch_per_token_cast<__nv_bfloat16>(arguments, num_sms, cuda_stream);
+            return launch_per_token_cast<__nv_bfloat16>(arguments, num_sms, stream);
         case DSO_F16:
-            return launch_per_token_cast<__half>(arguments, num_sms, cuda_stream);
+            return launch_per_token_cast<__half>(arguments, num_sms, stream);
         default:
-            return launch_per_token_cast<float>(arguments, num_sms, cuda_stream);
+            return launch_per_token_cast<float>(arguments, num_sms, stream);
     }
 }

@@ -17,4 +17,21 @@ dso_status allow_shared_memory(int device, int shared_bytes) {
     return DSO_OK;
 }
 
+struct LaunchShape {
+    int num_ctas, num_threads, shared_bytes;
+    dso_stream stream;
+};
+
+/// Launches `kernel`, and says how that went. (After <<< >>> one would ask for the last error, which may be another's.)
+template <typename... Parameters, typename... Arguments>
+dso_status launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(shape.num_ctas);
+    config.blockDim = dim3(shape.num_threads);
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(shape.stream);
+    DSO_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
+    return DSO_OK;
+}
+
 }  // namespace dso
