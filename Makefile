@@ -1,6 +1,7 @@
 # make demo     set up what is missing, then make a tiny checkpoint and generate from it: on the GPU if there is one
 # make test     set up what is missing, then run the tests
-# make gpu      everything that needs a GPU: the tests there, the checks under load, the benchmarks
+# make gpu      everything that needs a GPU: the tests there, the sanitizer, the benchmarks (GPU='--peers DIR': beside
+#               other implementations; benchmarks/peers.py says what may be there)
 # make bench    the benchmarks alone
 # make lint     style, formatting, types
 # make format   rewrite the sources in the project's format
@@ -13,6 +14,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # More arguments for pytest: make test PYTEST='-x tests/test_gemm.py'
 PYTEST ?=
+# More arguments for benchmarks/gpu_suite.py
+GPU ?=
 
 has_torch := $(shell $(PYTHON) -c 'import importlib.util as u; print("yes" if u.find_spec("torch") else "")')
 py := $(if $(has_torch),$(PYTHON),.venv/bin/python)
@@ -35,7 +38,7 @@ test: $(environment)
 
 gpu: $(environment)
 	$(py) tools/install.py test
-	$(py) benchmarks/gpu_suite.py
+	$(py) benchmarks/gpu_suite.py $(GPU)
 
 bench: $(environment)
 	$(py) tools/install.py test

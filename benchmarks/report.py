@@ -68,18 +68,23 @@ def conditions(results: Results) -> str:
     )
 
 
+def share_of_floor(results: Results, op: str) -> str | None:
+    """The geometric mean over the cases of `op`; None where it was not measured."""
+    shares = [case["providers"][OURS]["share_of_floor"] for case in results["cases"] if case["op"] == op]
+    return f"{geometric_mean(shares):.0%}" if shares else None
+
+
 def summary(results: Results) -> str:
     rows = []
     for op in dict.fromkeys(case["op"] for case in results["cases"]):
         cases = [case for case in results["cases"] if case["op"] == op]
-        shares = [case["providers"][OURS]["share_of_floor"] for case in cases]
         best = [ratio for case in cases if (ratio := best_peer(case)) is not None]
         slower = sum(verdict(case, ratio) == "slower" for case in cases if (ratio := best_peer(case)) is not None)
         rows.append(
             [
                 f"`{op}`",
                 len(cases),
-                f"{geometric_mean(shares):.0%}",
+                share_of_floor(results, op),
                 f"{geometric_mean(r[0] for r in best):.2f}x" if best else "no peer ran",
                 f"{slower} of {len(best)}" if best else "",
             ]

@@ -62,6 +62,28 @@ def test_compiles_into_one_graph_with_the_same_bits(op, device):
         assert torch.equal(bits(got), bits(want))
 
 
+class Call(torch.nn.Module):
+    """An op as a module, which is what torch.export takes; what is no tensor is fixed."""
+
+    def __init__(self, op, args):
+        super().__init__()
+        self.op, self.args = op, args
+
+    def forward(self, *tensors):
+        given = iter(tensors)
+        return OPS[self.op](*(next(given) if isinstance(x, torch.Tensor) else x for x in self.args))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_exports(op, device):
+    args = SAMPLES[op](device)
+    given = tuple(x for x in clones(args) if isinstance(x, torch.Tensor))
+    program = torch.export.export(Call(op, args), given)
+    exported = program.module()
+    for got, want in zip(outputs(exported, clones(given)), outputs(OPS[op], clones(args)), strict=True):
+        assert torch.equal(bits(got), bits(want))
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_gives_the_same_bits_twice(op, device):
     args = SAMPLES[op](device)

@@ -234,6 +234,22 @@ def test_tokens_do_not_see_one_another(device):
             assert_rows_close(together[rows], alone, BF16_LIMIT)  # the CPU's matmul promises no order
 
 
+def test_a_layer_exports_with_any_number_of_tokens(device):
+    b, sfb = ops.per_block_cast_to_fp8(torch.randn(136, 512, device=device))
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return ops.fp8_gemm_nt(*ops.per_token_cast_to_fp8(x, mn_major=True), b, sfb)
+
+    def tokens(m):
+        return torch.randn(m, 512, device=device).bfloat16()
+
+    program = torch.export.export(Layer(), (tokens(64),), dynamic_shapes=({0: torch.export.Dim("m")},))
+    for m in (2, 63, 64, 200):
+        x = tokens(m)
+        assert torch.equal(program.module()(x), Layer()(x))
+
+
 @pytest.mark.parametrize(("n", "k"), [pytest.param(n, k, marks=gpu_only) for n, k in MODEL_NK])
 @pytest.mark.parametrize("m", [1, 65, 129, 4096])
 def test_model_shapes_match(m, n, k):

@@ -7,11 +7,16 @@ python tools/op_index.py --check    fail if it is not what the tree gives
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import report  # noqa: E402
+
 README = ROOT / "README.md"
 MARKERS = re.compile(r"(<!-- ops:begin -->\n).*?(<!-- ops:end -->)", re.DOTALL)
 
@@ -52,6 +57,16 @@ def bench_of(op: str) -> Path | None:
     return found[0] if found else None
 
 
+def figure_of(op: str) -> str:
+    """The op's share of its floor over all measured cases, with a link to the table of them where a document has it."""
+    op = op.removesuffix("_out")
+    share = report.share_of_floor(json.loads(report.RESULTS.read_text()), op) if report.RESULTS.is_file() else None
+    if share is None:
+        return "–"
+    documents = [path for path in sorted((ROOT / "docs").glob("*.md")) if f"figures:begin {op} " in path.read_text()]
+    return f"[{share} of floor]({documents[0].relative_to(ROOT)}#figures)" if documents else f"{share} of floor"
+
+
 def summary_of(op: str) -> str:
     """The first paragraph of the op's docstring."""
     text = getattr(importlib.import_module("deepseek_ops"), op).__doc__
@@ -65,10 +80,12 @@ def link(path: Path | None, text: str = "") -> str:
 def table() -> str:
     from deepseek_ops.registry import OPS
 
-    lines = ["| op | computes | CUDA kernel | test | bench |", "| --- | --- | --- | --- | --- |"]
+    header = ["op", "computes", "CUDA kernel", "test", "bench", "figure"]
+    lines = [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |"]
     for op in OPS:
         promised = Path(f"deepseek_ops/{module_of(op)}.py")
-        cells = [link(promised, f"`{op}`"), summary_of(op), link(kernel_of(op)), link(test_of(op)), link(bench_of(op))]
+        links = [link(kernel_of(op)), link(test_of(op)), link(bench_of(op))]
+        cells = [link(promised, f"`{op}`"), summary_of(op), *links, figure_of(op)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import AttentionForm
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, mtp_layers
 from .config import DeepseekConfig
 from .linear import Gemm, Linear
 from .mtp import add_mtp
@@ -220,6 +220,8 @@ def report(checkpoint: Checkpoint, names: list[str]) -> None:
     unused = [*checkpoint.unused, *(name for name in checkpoint.tensors if name not in used)]
     if checkpoint.has_mtp and not any("eh_proj" in name for name in names):
         log.info("the checkpoint has multi-token prediction weights; they are loaded with mtp=True")
+        layers = tuple(f"model.layers.{i}." for i in mtp_layers(checkpoint.config))
+        unused = [name for name in unused if not name.startswith(layers)]
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         log.info("not used: %s%s", ", ".join(unused[:3]), more)

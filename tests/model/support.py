@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import deepseek_ops.model
 from deepseek_ops.model import DeepseekModel
+
+load_model = functools.partial(deepseek_ops.model.load_model, device="cpu")
+"""On the CPU wherever the tests run: transformers is beside it, in float32. test_cuda.py compares the GPU with it."""
 
 
 def forward(model: DeepseekModel, prompts: Sequence[Tensor], *, chunk: int | None = None) -> list[Tensor]:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from deepseek_ops.model import DeepseekConfig, DeepseekModel, generate, generate_batch, load_model
+from deepseek_ops.model import DeepseekConfig, DeepseekModel, generate, generate_batch
 from deepseek_ops.model.generate import DecodeStep, Sampler, prefill, sample_top_p
 from deepseek_ops.model.tiny import write_tiny
 from tests.model.conftest import V3, VARIANTS
-from tests.model.support import prompt
+from tests.model.support import load_model, prompt
 
 FolderOf = Callable[[DeepseekConfig], Path]
 TOKENS = prompt(12).tolist()

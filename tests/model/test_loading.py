@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepseek_ops.model import DeepseekConfig, load_model
+from deepseek_ops.model import DeepseekConfig
 from deepseek_ops.model.checkpoint import CheckpointError, expected_tensors, write_checkpoint
 from deepseek_ops.model.config import RELEASED
 from deepseek_ops.model.linear import Fp8Linear
 from deepseek_ops.model.loading import find_place, with_scales
 from deepseek_ops.model.tiny import random_weights
 from tests.model.conftest import FP8, V3, VARIANTS
-from tests.model.support import forward, prompt
+from tests.model.support import forward, load_model, prompt
 from tests.support import relative_error
 
 FolderOf = Callable[[DeepseekConfig], Path]

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from deepseek_ops.model import DeepseekConfig, load_model
+from deepseek_ops.model import DeepseekConfig
 from deepseek_ops.model.mtp import draft
 from tests.model.conftest import VARIANTS
-from tests.model.support import load_transformers, prompt
+from tests.model.support import load_model, load_transformers, prompt
 from tests.support import assert_rows_close
 
 FolderOf = Callable[[DeepseekConfig], Path]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import deepseek_ops
-from deepseek_ops.model import DeepseekConfig, DeepseekModel, generate, generate_batch, load_model
+from deepseek_ops.model import DeepseekConfig, DeepseekModel, generate, generate_batch
 from deepseek_ops.model import linear as linear_module
 from deepseek_ops.model.checkpoint import write_checkpoint
 from deepseek_ops.model.linear import Fp8Linear, Linear
 from tests.model.conftest import FP8, V2, V3, VARIANTS
-from tests.model.support import forward, load_transformers, prompt
+from tests.model.support import forward, load_model, load_transformers, prompt
 from tests.support import assert_rows_close, relative_error
 
 FolderOf = Callable[[DeepseekConfig], Path]

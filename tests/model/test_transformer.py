@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_ops.model import DeepseekConfig, DeepseekModel, load_model
+from deepseek_ops.model import DeepseekConfig, DeepseekModel
 from deepseek_ops.model.config import RELEASED
 from deepseek_ops.model.transformer import linear_float32
 from tests.model.conftest import FP8, V3, VARIANTS
-from tests.model.support import forward, load_transformers, prompt
+from tests.model.support import forward, load_model, load_transformers, prompt
 from tests.support import assert_rows_close
 
 FolderOf = Callable[[DeepseekConfig], Path]
