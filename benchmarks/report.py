@@ -270,8 +270,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
+    plots = {"roofline": plot_roofline}
+    if any(case["op"] == "mla_decode" for case in results["cases"]):
+        plots["mla_latency"] = plot_mla_latency
     drawn = []
-    for name, plot in {"roofline": plot_roofline, "mla_latency": plot_mla_latency}.items():
+    for name, plot in plots.items():
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
         plot(axes, results)
         axes.grid(True, which="both", alpha=0.2)

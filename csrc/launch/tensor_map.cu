@@ -54,9 +54,20 @@ dso_status encode_tensor_map(const TmaMatrix& matrix, TensorMap* map) {
     const cuuint32_t element_strides[2] = {1, 1};
     const auto swizzle = matrix.is_swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
     CUtensorMap encoded;
-    const CUresult error = encode(&encoded, data_type(matrix.element_bytes), 2, const_cast<void*>(matrix.base), extents,
-                                  strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const auto encode_map = [&] {
+        return encode(&encoded, data_type(matrix.element_bytes), 2, const_cast<void*>(matrix.base), extents, strides,
+                      box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    };
+    CUresult error = encode_map();
+    if (error == CUDA_ERROR_INVALID_CONTEXT || error == CUDA_ERROR_NOT_INITIALIZED) {
+        // The driver's function wants a current context, and a host thread new to CUDA has none until the runtime sets
+        // its device: here, the one that is current already.
+        int device;
+        DSO_CUDA(cudaGetDevice(&device));
+        DSO_CUDA(cudaSetDevice(device));
+        error = encode_map();
+    }
     if (error != CUDA_SUCCESS)
         return fail(DSO_CUDA_ERROR, "cuTensorMapEncodeTiled: CUresult %d", static_cast<int>(error));
     memcpy(map, &encoded, sizeof(encoded));
