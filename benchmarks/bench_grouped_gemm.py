@@ -1,28 +1,30 @@
-"""The grouped FP8 GEMM: contiguous and offsets (prefill), masked (decoding), with experts of unequal load."""
+"""The grouped FP8 GEMM: contiguous and offsets (prefill), masked (decoding) and split by columns (training), with
+experts of unequal load."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 
 import deepseek_ops
 from benchmarks import peers
-from benchmarks.harness import OURS, Case, normal, ours, some_rows, worst_row
+from benchmarks.harness import Case, normal, ours, some_rows, worst_row
 from benchmarks.shapes import (
     CONTIGUOUS,
     CONTIGUOUS_STAND_INS,
     DEVICE,
+    K_GROUPED,
+    K_GROUPED_STAND_INS,
     MASKED,
     MASKED_STAND_INS,
     GroupedGemm,
+    KGroupedGemm,
     for_this_machine,
 )
-from deepseek_ops.bench import Call
 from deepseek_ops.numeric import BLOCK, align
-from deepseek_ops.registry import OPS
+from deepseek_ops.op_table import CASES, k_grouped_gemm
 from tests.support import BF16_LIMIT, dequantized_product
 
 
@@ -89,20 +91,37 @@ def masked_error(inputs, out) -> float:
     return max(errors)
 
 
+def k_grouped_operands(shape: KGroupedGemm, seed: int):
+    """The tokens of all groups side by side, as columns."""
+    offsets = [0]
+    for count in shape.counts():
+        offsets.append(offsets[-1] + count)
+    a, sfa = deepseek_ops.per_token_cast_to_fp8(normal(shape.m, offsets[-1], seed=2 * seed), mn_major=True)
+    b, sfb = deepseek_ops.per_token_cast_to_fp8(normal(shape.n, offsets[-1], seed=2 * seed + 1), mn_major=True)
+    return a, sfa, b, sfb, int32(offsets), torch.float32
+
+
+def k_grouped_error(inputs, out) -> float:
+    """In a few rows of every group's output."""
+    a, sfa, *rest = inputs
+    rows = some_rows(a.shape[0], a.device, at_most=16)
+    return worst_row(out[:, rows], k_grouped_gemm(torch.float64, a[rows], sfa[rows], *rest))
+
+
 LAYOUTS = {
     "contiguous": (contiguous_operands, contiguous_error, peers.contiguous_gemm),
     "offsets": (offsets_operands, offsets_error, dict),
 }
 
 
-def case(op: str, shape: GroupedGemm, make, error, providers) -> Case:
+def case(op: str, shape: GroupedGemm | KGroupedGemm, make, error, providers, limit: float = BF16_LIMIT) -> Case:
     return Case(
         op=op,
         case=str(shape),
         make=partial(make, shape),
         providers=providers,
         error=error,
-        limit=BF16_LIMIT,
+        limit=limit,
         flops=shape.flops,
         num_bytes=shape.num_bytes,
     )
@@ -120,13 +139,11 @@ def test_m_grouped_fp8_gemm_nt(gpu_bench, shape: GroupedGemm, layout: str):
 def test_m_grouped_fp8_gemm_nt_masked_out(gpu_bench, shape: GroupedGemm):
     """Into an output that is there, as engines do: most of its rows are nobody's and stay untouched."""
     op = "m_grouped_fp8_gemm_nt_masked_out"
+    providers = {**ours(op, writes=5), **peers.masked_gemm(shape.rows)}
+    gpu_bench(case(op, shape, masked_operands, masked_error, providers))
 
-    def into_out(*arguments: Any) -> Call:
-        def call() -> torch.Tensor:
-            OPS[op](*arguments)
-            return arguments[5]
 
-        return call
-
-    rivals = peers.masked_gemm(shape.rows)
-    gpu_bench(case(op, shape, masked_operands, masked_error, {OURS: into_out, **rivals}))
+@pytest.mark.parametrize("shape", for_this_machine(K_GROUPED, K_GROUPED_STAND_INS), ids=str)
+def test_k_grouped_fp8_gemm_nt(gpu_bench, shape: KGroupedGemm):
+    op = "k_grouped_fp8_gemm_nt"
+    gpu_bench(case(op, shape, k_grouped_operands, k_grouped_error, ours(op), CASES[op].limit))

@@ -1,17 +1,32 @@
-"""MLA decoding over a paged cache, bfloat16 and FP8: the whole call, splitting and combining included."""
+"""MLA: decoding over a paged cache, bfloat16 and FP8 (the whole call, splitting and combining included), prefill over
+expanded keys, and the merging of two results."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.harness import Case, generator, normal, ours, worst_row
-from benchmarks.shapes import DEVICE, MLA, MLA_FP8, MLA_STAND_INS, Mla, for_this_machine
+from benchmarks.harness import Case, generator, normal, op_case, ours, some_rows, worst_row
+from benchmarks.shapes import (
+    DEVICE,
+    HEADS_STAND_INS,
+    MERGE,
+    MLA,
+    MLA_FP8,
+    MLA_STAND_INS,
+    PREFILL,
+    PREFILL_STAND_INS,
+    Heads,
+    Mla,
+    Prefill,
+    for_this_machine,
+)
 from deepseek_ops.numeric import ceil_div
-from deepseek_ops.op_table import SCALE, mla_decoded
+from deepseek_ops.op_table import CASES, SCALE, mla_decoded, out_and_lse
 from deepseek_ops.quantize import per_token_cast_to_fp8
 
 PAGE_SIZE = 64
@@ -78,3 +93,67 @@ def test_mla_decode(gpu_bench, shape: Mla):
             num_bytes=shape.num_bytes,
         )
     )
+
+
+def error_of_both(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Of outputs and log-sum-exps side by side, `[t, h, dim + 1]`: each output, and a token's log-sum-exps together,
+    of which a single one may be near 0."""
+    return max(worst_row(got[..., :-1], want[..., :-1]), worst_row(got[..., -1], want[..., -1]))
+
+
+def prefill_inputs(shape: Prefill, seed: int):
+    q, k, v = (
+        normal(shape.batch * length, shape.heads, dim, seed=3 * seed + i)
+        for i, (length, dim) in enumerate(((shape.s_q, 192), (shape.s_k, 192), (shape.s_k, 128)))
+    )
+    sequence = torch.arange(shape.batch + 1, dtype=torch.int32, device=DEVICE)
+    return q, k, v, sequence * shape.s_q, sequence * shape.s_k, SCALE, shape.causal
+
+
+def prefill_error(shape: Prefill, arguments, out) -> float:
+    """Of a few queries, each as a sequence of its own that ends with the last key it sees."""
+    q, k, v, _, _, *options = arguments
+    got, errors = out_and_lse(arguments, out), []
+    for row in some_rows(q.shape[0], "cpu", at_most=16).tolist():
+        sequence, position = divmod(row, shape.s_q)
+        visible = shape.s_k - (shape.s_q - 1 - position if shape.causal else 0)
+        keys = slice(sequence * shape.s_k, sequence * shape.s_k + visible)
+        ends = [torch.tensor([0, end], dtype=torch.int32, device=DEVICE) for end in (1, visible)]
+        one = slice(row, row + 1)
+        want = CASES["mla_prefill"].formula(torch.float64, q[one], k[keys], v[keys], *ends, *options)
+        errors.append(error_of_both(got[one], want))
+    return max(errors)
+
+
+@pytest.mark.parametrize("shape", for_this_machine(PREFILL, PREFILL_STAND_INS), ids=str)
+def test_mla_prefill(gpu_bench, shape: Prefill):
+    gpu_bench(
+        Case(
+            op="mla_prefill",
+            case=str(shape),
+            make=partial(prefill_inputs, shape),
+            providers=ours("mla_prefill"),
+            error=partial(prefill_error, shape),
+            limit=MLA_LIMIT,
+            flops=shape.flops,
+            num_bytes=shape.num_bytes,
+        )
+    )
+
+
+def merge_inputs(shape: Heads, seed: int):
+    """Two outputs that weigh about the same."""
+    outs = [normal(shape.t, shape.heads, 128, seed=4 * seed + i) for i in range(2)]
+    lses = [normal(shape.t, shape.heads, seed=4 * seed + 2 + i, dtype=torch.float32) for i in range(2)]
+    return outs[0], lses[0], outs[1], lses[1]
+
+
+def merge_error(arguments, out) -> float:
+    return error_of_both(out_and_lse(arguments, out), CASES["merge_attn_states"].formula(torch.float64, *arguments))
+
+
+@pytest.mark.parametrize("shape", for_this_machine(MERGE, HEADS_STAND_INS), ids=str)
+def test_merge_attn_states(gpu_bench, shape: Heads):
+    num_bytes = 3 * shape.t * shape.heads * (2 * 128 + 4)
+    case = op_case("merge_attn_states", shape, partial(merge_inputs, shape), num_bytes=num_bytes)
+    gpu_bench(replace(case, error=merge_error))

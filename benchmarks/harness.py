@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.peers import UNVERIFIED, Prepare
 from benchmarks.shapes import DEVICE
 from deepseek_ops import bench
-from deepseek_ops.bench import Ceilings, Measurement
+from deepseek_ops.bench import Call, Ceilings, Measurement
 from deepseek_ops.op_table import CASES
 from deepseek_ops.op_table import worst_row as worst_row
 from deepseek_ops.registry import OPS
@@ -66,9 +66,20 @@ class Case:
     """The fewest bytes that a call must move."""
 
 
-def ours(op: str) -> dict[str, Prepare]:
-    """The provider under test: the op itself, on its arguments by position."""
-    return {OURS: lambda *arguments: partial(OPS[op], *arguments)}
+def ours(op: str, writes: int | None = None) -> dict[str, Prepare]:
+    """The provider under test: the op itself, on its arguments by position.
+
+    An op that writes into an argument returns nothing: its calls return that argument, the one at `writes`.
+    """
+
+    def prepare(*arguments: Any) -> Call:
+        def call() -> object:
+            returned = OPS[op](*arguments)
+            return returned if writes is None else arguments[writes]
+
+        return call
+
+    return {OURS: prepare}
 
 
 def op_case(

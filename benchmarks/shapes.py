@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from deepseek_ops.numeric import BLOCK, ceil_div
+from deepseek_ops.numeric import BLOCK, align, ceil_div
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -71,6 +71,13 @@ DENSE_STAND_INS = (Gemm(1, 264, 272), Gemm(4, 256, 512), Gemm(130, 128, 128))
 # -------------------------------------------------------------------------------------------- grouped FP8 GEMM
 
 
+def uneven(groups: int, rows: int) -> list[int]:
+    """Tokens of each of `groups`: between 0.7 and 1.3 times `rows`, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    spread = 0.7 + 0.6 * torch.rand(groups, generator=generator)
+    return [max(1, int(rows * float(x))) for x in spread]
+
+
 @dataclass(frozen=True)
 class GroupedGemm:
     """`groups` GEMMs of about `rows` tokens each: `[rows, k] x [n, k]`."""
@@ -86,10 +93,8 @@ class GroupedGemm:
         return f"{self.groups} x {self.rows} x {self.n} x {self.k}"
 
     def counts(self) -> list[int]:
-        """Tokens of each group: between 0.7 and 1.3 times `rows`, the same ones every time."""
-        generator = torch.Generator().manual_seed(0)
-        spread = 0.7 + 0.6 * torch.rand(self.groups, generator=generator)
-        return [max(1, int(self.rows * float(x))) for x in spread]
+        """Tokens of each group."""
+        return uneven(self.groups, self.rows)
 
     @property
     def flops(self) -> float:
@@ -114,7 +119,46 @@ CONTIGUOUS_STAND_INS = (GroupedGemm(3, 40, 136, 256),)
 MASKED_STAND_INS = (GroupedGemm(3, 5, 136, 256, max_m=16),)
 
 
-# -------------------------------------------------------------------------------------------------- MLA decoding
+@dataclass(frozen=True)
+class KGroupedGemm:
+    """`groups` GEMMs that split the columns among them, about `k` tokens each: `[m, k] x [n, k]`, float32 out."""
+
+    groups: int
+    m: int
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.groups} x {self.m} x {self.n} x {self.k}"
+
+    def counts(self) -> list[int]:
+        """Columns of each group: its tokens, padded to a multiple of 128."""
+        return [align(count, BLOCK) for count in uneven(self.groups, self.k)]
+
+    @property
+    def flops(self) -> float:
+        return 2 * self.m * self.n * sum(self.counts())
+
+    @property
+    def num_bytes(self) -> float:
+        """Both operands with a scale for 128 values, and one output for each group."""
+        k_sum = sum(self.counts())
+        return (self.m + self.n) * (k_sum + 4 * k_sum // BLOCK) + 4 * self.groups * self.m * self.n
+
+
+K_GROUPED = tuple(
+    KGroupedGemm(groups, m, n, k)
+    for groups, k in ((4, 8192), (8, 4096), (16, 2048))
+    for m, n in ((4096, 7168), (7168, 2048))
+)
+"""Gradients of the experts' weights, from DeepGEMM's own benchmark: the sequence's tokens shared out among them."""
+K_GROUPED_STAND_INS = (KGroupedGemm(3, 40, 136, 256),)
+
+
+# ----------------------------------------------------------------------------------------------------------- MLA
+
+CACHED_TOKEN = {"bf16": 1152, "fp8": 656}
+"""Bytes of a token in each format of the latent cache."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +181,8 @@ class Mla:
     @property
     def num_bytes(self) -> float:
         """Queries and cache read once, output written once."""
-        row = {"bf16": 1152, "fp8": 656}[self.cache]
-        return self.batch * (self.s_k * row + self.s_q * self.heads * 2 * (576 + 512))
+        cached = self.s_k * CACHED_TOKEN[self.cache]
+        return self.batch * (cached + self.s_q * self.heads * 2 * (576 + 512))
 
 
 MLA_GRID = tuple(
@@ -152,6 +196,88 @@ MLA_DRAFTS = (Mla(32, 1, 4096, 8), Mla(32, 4, 4096, 16), Mla(32, 4, 4096, 32))
 MLA = MLA_GRID + MLA_LARGE + MLA_DRAFTS
 MLA_FP8 = tuple(Mla(x.batch, x.s_q, x.s_k, x.heads, "fp8") for x in MLA if x.s_k >= 4096)
 MLA_STAND_INS = (Mla(2, 1, 70, 4), Mla(2, 2, 130, 16), Mla(1, 1, 64, 8, "fp8"))
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Expanded MLA: `batch` sequences, each of the last `s_q` queries over `s_k` keys of 192 and values of 128."""
+
+    batch: int
+    s_q: int
+    s_k: int
+    heads: int
+    causal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.s_q} x {self.s_k}, {self.heads} heads{'' if self.causal else ', not causal'}"
+
+    @property
+    def flops(self) -> float:
+        """Of the visible pairs only: a causal mask hides no key from the last query, and one more from each before."""
+        pairs = self.s_q * self.s_k - (self.s_q * (self.s_q - 1) // 2 if self.causal else 0)
+        return 2 * self.batch * self.heads * pairs * (192 + 128)
+
+    @property
+    def num_bytes(self) -> float:
+        """Queries, keys and values read once; output and log-sum-exp written once."""
+        query, key = 2 * (192 + 128) + 4, 2 * (192 + 128)
+        return self.batch * self.heads * (self.s_q * query + self.s_k * key)
+
+
+PREFILL = tuple(
+    Prefill(batch, s_q, s_k, heads, causal)
+    for heads in (16, 128)
+    for batch, s_q, s_k, causal in (
+        (2, 4096, 4096, True),  # whole prompts, as FlashMLA's own benchmark has them
+        (2, 8192, 8192, True),
+        (1, 4096, 16384, True),  # the last part of a long prompt, over all of it
+        (1, 4096, 16384, False),  # a part over what came before, to be merged with the part over itself
+    )
+)
+"""Heads of a rank under tensor parallelism 8 and 1."""
+PREFILL_STAND_INS = (Prefill(2, 70, 70, 4), Prefill(1, 20, 150, 4), Prefill(2, 20, 50, 4, causal=False))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """`t` tokens of `heads` heads."""
+
+    t: int
+    heads: int
+
+    def __str__(self) -> str:
+        return f"{self.t} x {self.heads} heads"
+
+
+TOKENS = (1, 64, 128, 4096)
+"""Tokens of a step."""
+MERGE = tuple(Heads(t, 128) for t in TOKENS)
+"""The two halves of chunked prefill, values of 128 channels."""
+ROPE = tuple(Heads(t, heads) for heads in (1, 128) for t in TOKENS)
+"""The 64 rotated channels of the key that all heads share, and of the queries."""
+HEADS_STAND_INS = (Heads(1, 1), Heads(7, 4))
+
+
+@dataclass(frozen=True)
+class Cached:
+    """`batch` sequences of `s_k` tokens each in the latent cache."""
+
+    batch: int
+    s_k: int
+    cache: str = "bf16"
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.s_k}, {self.cache}"
+
+
+CACHE_WRITE = tuple(Cached(t, 1, cache) for cache in CACHED_TOKEN for t in TOKENS)
+"""What a step adds."""
+CACHE_GATHER = tuple(
+    Cached(batch, s_k, cache) for cache in CACHED_TOKEN for batch, s_k in ((1, 4096), (1, 65536), (16, 8192))
+)
+"""Contexts of prompts that are read in parts: 4096 to 131072 tokens at a time."""
+CACHE_WRITE_STAND_INS = tuple(Cached(t, 1, cache) for cache in CACHED_TOKEN for t in (1, 7))
+CACHE_GATHER_STAND_INS = tuple(Cached(2, 70, cache) for cache in CACHED_TOKEN)
 
 
 # ------------------------------------------------------------------------- quantization, norms, experts, by rows
@@ -182,10 +308,11 @@ QUANTIZE = (
     Rows(4096, 16384),  # attention's output before o_proj
     Rows(32768, HIDDEN),  # 470 MB
 )
+WEIGHTS = tuple(Rows(n, k) for n, k in V3_WEIGHTS)
+SCALES = (Rows(128, HIDDEN), *(Rows(m, k) for m in (4096, 4097, 8192) for k in (128, HIDDEN)))
+"""Tokens and channels whose scales change their layout; the odd ones end in padding."""
 NORM = (Rows(1, HIDDEN), Rows(64, HIDDEN), Rows(128, HIDDEN), Rows(4096, HIDDEN), Rows(4096, 1536), Rows(4096, 512))
 ACTIVATION = (Rows(8, 2048), Rows(512, 2048), Rows(1024, 18432), Rows(32768, 2048))
 """Rows after gate_up: routed experts (2048 channels each half), and the dense layers' 18432."""
-TOKENS = (1, 64, 128, 4096)
-"""Tokens of a step that go through the gate and the permutation, 8 of 256 experts each."""
 ROWS_STAND_INS = (Rows(1, 128), Rows(5, 384))
 TOKENS_STAND_INS = (1, 7)

@@ -560,7 +560,7 @@ def mla_decoded(
 ) -> Tensor:
     """Output and log-sum-exp side by side, `[b, s_q, h, head_dim_v + 1]`."""
     assert cu_seqlens_q is None
-    keys = _cached(precision, kv_cache)[block_table.long().clamp(0, kv_cache.shape[0] - 1)].flatten(1, 2)
+    keys = cached(precision, kv_cache)[block_table.long().clamp(0, kv_cache.shape[0] - 1)].flatten(1, 2)
     s_q = q.shape[1]
     position = torch.arange(keys.shape[1], device=q.device)
     last = cache_seqlens[:, None] - (torch.arange(s_q - 1, -1, -1, device=q.device) if causal else 0)
@@ -571,7 +571,7 @@ def mla_decoded(
     return torch.cat((out, scores.logsumexp(-1, keepdim=True)), -1)
 
 
-def _cached(precision: torch.dtype, kv_cache: Tensor) -> Tensor:
+def cached(precision: torch.dtype, kv_cache: Tensor) -> Tensor:
     """A cache's rows, dequantized if they are FP8."""
     if kv_cache.dtype != torch.uint8:
         return kv_cache.to(precision)
@@ -687,7 +687,7 @@ def _gathered(
     sequence, _from_end = _place(cu_seqlens, total)
     token = torch.arange(total, device=kv_cache.device) - cu_seqlens.long()[sequence]
     page_size = kv_cache.shape[1]
-    return _cached(precision, kv_cache)[block_table[sequence, token // page_size].long(), token % page_size]
+    return cached(precision, kv_cache)[block_table[sequence, token // page_size].long(), token % page_size]
 
 
 def _gather_operands(device: str) -> Arguments:

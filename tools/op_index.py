@@ -51,7 +51,8 @@ def test_of(op: str) -> Path:
 def bench_of(op: str) -> Path | None:
     """The bench that measures the op; what writes into `out` is measured with the op that allocates it."""
     op, module = op.removesuffix("_out"), module_of(op)
-    named = re.compile(rf"\b{op}\b|\b{op.rpartition('_')[0]}_\{{")  # in full, or with its last word filled in
+    # Benches name the op that they measure in quotes, in full or with its last word filled in.
+    named = re.compile(rf'"{op}(_out)?"|f"{op.rpartition("_")[0] or op}_\{{')
     benches = sorted((ROOT / "benchmarks").glob("bench_*.py"), key=lambda path: (path.stem != f"bench_{module}", path))
     found = [path.relative_to(ROOT) for path in benches if named.search(path.read_text())]
     return found[0] if found else None
