@@ -77,8 +77,8 @@ def run_stage(stage: Stage, work: Path = WORK) -> Outcome:
             status = "timed out"
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    lines = log.read_text(errors="replace").strip().splitlines()
-    detail = "" if status == "passed" else "\n".join(lines[-30:])
+    lines = log.read_text(errors="replace").replace(f"{ROOT}/", "").strip().splitlines()
+    detail = "" if status == "passed" else "\n".join(lines[-4:])  # the log has the rest
     return Outcome(status, round(time.monotonic() - start, 1), detail)
 
 
