@@ -5,7 +5,7 @@
     python benchmarks/report.py --plots    draw the plots, too (needs matplotlib)
 
 A table stands between `<!-- figures:begin NAME -->` and `<!-- figures:end NAME -->`. NAME is `conditions`, `summary`,
-`checks`, `host`, `generation` or the name of an op.
+`checks`, `host`, `generation`, `variants` or the name of an op.
 
 The results file (benchmarks/results/h200.json), schema 1; times are medians over `n` samples:
 
@@ -46,6 +46,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "h200.json"
+VARIANTS = ROOT / "benchmarks" / "results" / "h200-fp8-gemm-variants.json"
+"""Designs of the FP8 GEMM that were compared once, and mostly not kept."""
 OURS = "deepseek_ops"
 NOT_MEASURED = "Not measured yet: `make gpu` on an H200 writes these figures."
 
@@ -140,12 +142,23 @@ def generation(results: Results) -> str:
     return markdown(["model", "batch", "tokens/s"], rows) if rows else NOT_MEASURED
 
 
+def variants(_: Results) -> str:
+    """Each variant's time over that of the first, which was kept."""
+    compared = json.loads(VARIANTS.read_text())
+    kept, *others = compared["us"].items()
+    rows = [[f"{kept[0]} (us)", *map(number, kept[1])]]
+    for name, times in others:
+        rows.append([name, *(f"{t / t_kept:.2f}x" for t, t_kept in zip(times, kept[1], strict=True))])
+    return markdown(["", *compared["shapes"]], rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "conditions": conditions,
     "summary": summary,
     "checks": checks,
     "host": host,
     "generation": generation,
+    "variants": variants,
 }
 
 

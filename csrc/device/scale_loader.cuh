@@ -29,7 +29,7 @@ struct TmaScales {
     }
 };
 
-/// sfa of any strides, float by float. At large m it costs 4 to 24 % of the GEMM's time (docs/fp8_gemm.md).
+/// sfa of any strides, float by float. The slower way (docs/fp8_gemm.md).
 template <int BLOCK_M>
 struct GatherScales {
     static constexpr int kNumArrivals = 32;  // at the full barrier: each lane, when its copies are there

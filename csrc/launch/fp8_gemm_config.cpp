@@ -9,8 +9,8 @@
 namespace dso {
 namespace {
 
-// Of the tensor core's 8,192 operations a clock, the share that one, two or three math warpgroups reach, promotion
-// included, and the clocks of a tile's start and end (docs/fp8_gemm.md).
+// Estimates, not measurements (docs/fp8_gemm.md): of the tensor core's 8,192 operations a clock, the share that one,
+// two or three math warpgroups reach, promotion included; what an SM loads; and the clocks of a tile's start and end.
 constexpr double kMathRate[] = {0, 0.62 * 8192, 0.73 * 8192, 0.82 * 8192};
 constexpr double kLoadBytesPerClock = 48;  // from L2 into one SM while all load
 constexpr double kTileClocks = 1500;

@@ -37,12 +37,6 @@ DSO_DEVICE void tma_store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
-/// `cp.async.bulk.wait_group`: until at most `kPending` of this thread's groups are not yet written.
-template <int kPending>
-DSO_DEVICE void tma_store_wait() {
-    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
 /// `fence.proxy.async`: orders this thread's ordinary shared-memory writes before later TMA and WGMMA reads of them.
 DSO_DEVICE void fence_proxy_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
