@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,23 @@ def assert_rounded_once(got: Tensor, want: Tensor, magnitude: Tensor | None = No
     if wrong.any():
         first = tuple(int(i) for i in wrong.nonzero()[0])
         raise AssertionError(f"{int(wrong.sum())} elements, first {list(first)}: {got[first]}, wanted {want[first]}")
+
+
+def clones(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A call's arguments, its tensors copied in their layouts."""
+    return tuple(x.clone(memory_format=torch.preserve_format) if isinstance(x, Tensor) else x for x in args)
+
+
+def outputs(function: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]:
+    """What a call returns and what it may have written, as a flat list."""
+    returned = function(*args)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    return [x for x in (*returned, *args) if isinstance(x, Tensor)]
+
+
+def bits(x: Tensor) -> Tensor:
+    """The bytes of `x`, row by row: equal bits are more than equal values."""
+    return x.new_empty(x.shape).copy_(x).view(torch.uint8)
 
 
 def assert_same(got: Tensor, want: Tensor) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from deepseek_ops.registry import OPS
 from tests.samples import SAMPLES
+from tests.support import bits, clones
 
 WITH_KERNEL = [name for name, op in OPS.items() if op.has_kernel]
 
@@ -22,13 +23,13 @@ def tensors(*results):
 @pytest.mark.parametrize("name", WITH_KERNEL)
 def test_a_kernel_hands_over_to_the_reference_where_there_is_no_hopper_gpu(name):
     args = SAMPLES[name]("cpu")
-    copies = tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in args)
+    copies = clones(args)
     got, want = through_cuda_key(name, args), OPS[name](*copies)
     for x, y in zip(tensors(got), tensors(want), strict=True):
-        assert torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+        assert torch.equal(bits(x), bits(y))
     for x, y in zip(args, copies, strict=True):
         if isinstance(x, torch.Tensor):
-            assert torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+            assert torch.equal(bits(x), bits(y))
 
 
 @pytest.mark.skipif(not WITH_KERNEL, reason="built without CUDA")

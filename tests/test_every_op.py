@@ -9,21 +9,7 @@ from torch.library import opcheck
 import deepseek_ops
 from deepseek_ops.registry import OPS
 from tests.samples import BAD_INPUT, SAMPLES
-
-
-def clones(args):
-    return tuple(x.clone(memory_format=torch.preserve_format) if isinstance(x, torch.Tensor) else x for x in args)
-
-
-def outputs(function, args):
-    """What a call returns and writes, as a flat list."""
-    returned = function(*args)
-    returned = returned if isinstance(returned, tuple) else (returned,)
-    return [x for x in (*returned, *args) if isinstance(x, torch.Tensor)]
-
-
-def bits(x):
-    return x.contiguous().view(torch.uint8)
+from tests.support import bits, clones, outputs
 
 
 def test_every_op_has_a_sample_and_a_bad_input():

@@ -20,7 +20,7 @@ from deepseek_ops import (
 )
 from deepseek_ops.registry import OPS
 from tests.samples import SAMPLES
-from tests.support import Guarded, relative_error
+from tests.support import Guarded, bits, relative_error
 
 LENGTHS = (0, 1, 2, 63, 64, 65, 127, 128, 129)
 PAGE_SIZES = (1, 16, 64)
@@ -33,10 +33,6 @@ LIMITS = {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 
 def int32(values, device):
     return torch.tensor(values, dtype=torch.int32, device=device)
-
-
-def bits(x):
-    return x.contiguous().view(torch.uint8)
 
 
 def assert_same_bits(got, want):

@@ -10,7 +10,7 @@ import torch
 from deepseek_ops import MLA_FP8_ROW_BYTES, mla_cache_gather, mla_cache_shape, mla_cache_write, rope_cos_sin
 from deepseek_ops.registry import OPS
 from tests.samples import SAMPLES
-from tests.support import Guarded, assert_rows_close
+from tests.support import Guarded, assert_rows_close, bits
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-21}
@@ -20,10 +20,6 @@ INT_MAX = 2**31 - 1
 
 def int32(values, device):
     return torch.tensor(values, dtype=torch.int32, device=device)
-
-
-def bits(x):
-    return x.contiguous().view(torch.uint8)
 
 
 def rotated(k_pe, positions, cos_sin, interleaved):

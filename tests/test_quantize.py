@@ -6,15 +6,11 @@ import pytest
 import torch
 
 import deepseek_ops as ops
-from tests.support import assert_rows_close
+from tests.support import assert_rows_close, bits
 
 E4M3 = torch.float8_e4m3fn
 SHAPES = [(1, 1), (1, 127), (2, 128), (3, 129), (5, 300), (64, 7168), (129, 576), (1, 16384), (0, 128), (4, 0)]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-
-
-def bits(x):
-    return x.contiguous().view(torch.uint8)
 
 
 def blockwise(x):
