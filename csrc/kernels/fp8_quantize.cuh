@@ -1,119 +1,94 @@
-// Quantization to e4m3 with one scale per row per 128 columns:   q = e4m3(x * (448 / amax)),   sf = amax / 448
+// Quantization to e4m3:   q = e4m3(x * (448 / amax)),   sf = amax / 448,   amax over 1 x 128 or over 128 x 128 elements
 //
+// per_token_cast_to_fp8
 //   x   [groups, m, k]             bf16, f16 or f32, rows contiguous    16-byte loads where rows are aligned for them
 //   q   [groups, m, k]             e4m3, contiguous                     8-byte stores
 //   sf  [groups, m, ceil(k/128)]   f32, any strides                     one store a block of 128
+// per_block_cast_to_fp8
+//   x   [groups, n, k]             the same
+//   q   [groups, n, k]             the same
+//   sf  [groups, ceil(n/128), ceil(k/128)]   f32, contiguous
 //
-// Work      16 lanes a block of 128 elements, 8 elements a lane; a CTA of 256 threads takes 16 blocks at a time. Blocks
-//           are dealt along the dimension in which sf is contiguous, so that neighbouring threads store neighbours.
+// Work      Per token: a warp takes a patch of 4 rows x 512 columns (1 row where that would leave SMs idle), eight
+//           lanes a block; all of a patch is loaded before any of it is used. Lane i of a block's lanes makes the scale
+//           of row i. See device/patch.cuh.
+//           Per block: a CTA of 256 threads takes a block, 64 elements a thread, kept in registers between the two
+//           passes over them.
 // Numerics  amax over |x| without NaN; x * inverse rounded once in float32, then to e4m3 (nearest even, saturating).
 //           NaN stays NaN. Bit for bit the reference in deepseek_ops/quantize.py.
-// Limits    any m, k >= 0; a last block of fewer than 128 is a block of its own.
+// Limits    any m, n >= 0, any k < 2^31; blocks at the edges may be smaller. Rows that are not aligned to 16 bytes, or
+//           of a k that is no multiple of 8, are loaded and stored one element at a time.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_quantize.cu
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "device/math.cuh"
-#include "device/quantize.cuh"
+#include "device/patch.cuh"
 #include "kernels/fp8_quantize_arguments.h"
-#include "ptx/matrix.cuh"
 
 namespace dso {
 
-inline constexpr int kQuantizeThreads = 256;
-inline constexpr int kLanesPerBlock = 16;
-inline constexpr int kElementsPerLane = 8;
-inline constexpr int kQuantizeBlock = kLanesPerBlock * kElementsPerLane;
-
-DSO_DEVICE float to_float(float x) { return x; }
-DSO_DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-DSO_DEVICE float to_float(__half x) { return __half2float(x); }
-
-/// Eight elements at once; the caller knows that they exist and are aligned.
-template <typename T>
-DSO_DEVICE void load_vector(const T* source, float (&x)[kElementsPerLane]) {
-    constexpr int kNumVectors = sizeof(T) * kElementsPerLane / sizeof(uint4);
-    union {
-        uint4 vectors[kNumVectors];
-        T elements[kElementsPerLane];
-    } loaded;
-#pragma unroll
-    for (int i = 0; i < kNumVectors; ++i) loaded.vectors[i] = __ldg(reinterpret_cast<const uint4*>(source) + i);
-#pragma unroll
-    for (int i = 0; i < kElementsPerLane; ++i) x[i] = to_float(loaded.elements[i]);
+template <typename T, int kRows, bool kVectorized>
+__global__ void __launch_bounds__(kPatchThreads)
+    per_token_cast_to_fp8_kernel(const __grid_constant__ PerTokenCastArguments arguments) {
+    const int64_t m = arguments.m, k = arguments.k;
+    const uint32_t column = patch_column();
+    for (int64_t group = blockIdx.z; group < arguments.num_groups; group += gridDim.z) {
+        for (int64_t row = patch_row<kRows>(); row < m; row += patch_row_step<kRows>()) {
+            Chunk<T> x[kRows][kPatchChunks];
+            const T* source = static_cast<const T*>(arguments.x) + group * arguments.x_stride_group +
+                              row * arguments.x_stride_m + column;
+            load_patch<kRows, kVectorized>(x, source, arguments.x_stride_m, m - row, static_cast<int>(k - column));
+            cast_patch<kRows, kVectorized>(x, arguments.output, group, row, column, m, k);
+        }
+    }
 }
 
-/// Up to eight elements one by one; those beyond `count` are zeros.
-template <typename T>
-DSO_DEVICE void load_scalar(const T* source, int count, float (&x)[kElementsPerLane]) {
+inline constexpr int kPerBlockThreads = 256;
+inline constexpr int kThreadsPerRow = kQuantizeBlock / kChunk;
+inline constexpr int kRowsAtOnce = kPerBlockThreads / kThreadsPerRow;
+inline constexpr int kChunksPerThread = kQuantizeBlock / kRowsAtOnce;
+
+/// The largest of a value over all threads of the CTA, to all of them.
+DSO_DEVICE float max_over_cta(float x) {
+    __shared__ float of_warp[kPerBlockThreads / 32];
 #pragma unroll
-    for (int i = 0; i < kElementsPerLane; ++i) x[i] = i < count ? to_float(source[i]) : 0.f;
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, offset));
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < kPerBlockThreads / 32; ++warp) x = fmaxf(x, of_warp[warp]);
+    __syncthreads();  // it may be called again
+    return x;
 }
 
 template <typename T, bool kVectorized>
-__global__ void __launch_bounds__(kQuantizeThreads)
-    per_token_cast_to_fp8_kernel(const __grid_constant__ PerTokenCastArguments arguments) {
-    const int num_k_blocks = ceil_div<int64_t>(arguments.k, kQuantizeBlock);
-    const int64_t num_blocks = arguments.num_groups * arguments.m * num_k_blocks;
-    const int lane = threadIdx.x % kLanesPerBlock;
-    const uint32_t half_warp = 0xFFFFu << (threadIdx.x % 32 / kLanesPerBlock * kLanesPerBlock);
-    const int64_t step = int64_t{gridDim.x} * (kQuantizeThreads / kLanesPerBlock);
+__global__ void __launch_bounds__(kPerBlockThreads)
+    per_block_cast_to_fp8_kernel(const __grid_constant__ PerBlockCastArguments arguments) {
+    const int64_t n = arguments.n, k = arguments.k;
+    const uint32_t row_in_block = threadIdx.x / kThreadsPerRow;
+    const uint32_t column = blockIdx.x * kQuantizeBlock + threadIdx.x % kThreadsPerRow * kChunk;
+    const int columns_left = static_cast<int>(k - column);
+    const int64_t num_blocks = (n + kQuantizeBlock - 1) / kQuantizeBlock;
 
-    for (int64_t block = (int64_t{blockIdx.x} * kQuantizeThreads + threadIdx.x) / kLanesPerBlock; block < num_blocks;
-         block += step) {
-        int64_t group, row;
-        int k_block;
-        if (arguments.rows_are_adjacent) {
-            row = block % arguments.m;
-            k_block = block / arguments.m % num_k_blocks;
-            group = block / arguments.m / num_k_blocks;
-        } else {
-            k_block = block % num_k_blocks;
-            row = block / num_k_blocks % arguments.m;
-            group = block / num_k_blocks / arguments.m;
-        }
-        const int64_t column = int64_t{k_block} * kQuantizeBlock + lane * kElementsPerLane;
-        const T* source =
-            static_cast<const T*>(arguments.x) + group * arguments.x_stride_group + row * arguments.x_stride_m + column;
-        const int64_t left = arguments.k - column;
-        const int count = left < 0 ? 0 : left < kElementsPerLane ? static_cast<int>(left) : kElementsPerLane;
-
-        float x[kElementsPerLane];
-        if (kVectorized && count == kElementsPerLane) {
-            load_vector(source, x);
-        } else {
-            load_scalar(source, count, x);
-        }
-
-        float amax = 0.f;  // fmaxf passes over NaN
+    for (int64_t group = blockIdx.z; group < arguments.num_groups; group += gridDim.z) {
+        for (int64_t block = blockIdx.y; block < num_blocks; block += gridDim.y) {
+            const int64_t row = block * kQuantizeBlock + row_in_block;
+            const T* source = static_cast<const T*>(arguments.x) + group * arguments.x_stride_group +
+                              row * arguments.x_stride_n + column;
+            Chunk<T> x[kChunksPerThread];
 #pragma unroll
-        for (int i = 0; i < kElementsPerLane; ++i) amax = fmaxf(amax, fabsf(x[i]));
-#pragma unroll
-        for (int offset = kLanesPerBlock / 2; offset > 0; offset /= 2)
-            amax = fmaxf(amax, __shfl_xor_sync(half_warp, amax, offset));
-        const BlockScale scale = block_scale(amax, arguments.amax_floor, arguments.use_ue8m0);
+            for (int i = 0; i < kChunksPerThread; ++i)
+                x[i] = load_chunk<kVectorized>(source + i * kRowsAtOnce * arguments.x_stride_n,
+                                               row + i * kRowsAtOnce < n ? columns_left : 0);
 
-        uint16_t pairs[kElementsPerLane / 2];
-#pragma unroll
-        for (int i = 0; i < kElementsPerLane; i += 2)
-            pairs[i / 2] = ptx::pack_e4m3x2(x[i] * scale.inverse, x[i + 1] * scale.inverse);
+            const BlockScale scale =
+                block_scale(max_over_cta(amax_of(x)), arguments.amax_floor, arguments.use_ue8m0);
 
-        uint8_t* q = arguments.q + (group * arguments.m + row) * arguments.k + column;
-        if (kVectorized && count == kElementsPerLane) {
-            *reinterpret_cast<uint2*>(q) =
-                make_uint2(pairs[0] | uint32_t{pairs[1]} << 16, pairs[2] | uint32_t{pairs[3]} << 16);
-        } else {
+            uint8_t* q = arguments.q + (group * n + row) * k + column;
 #pragma unroll
-            for (int i = 0; i < kElementsPerLane; ++i) {
-                if (i < count) q[i] = static_cast<uint8_t>(pairs[i / 2] >> (8 * (i % 2)));
-            }
-        }
-        if (lane == 0) {
-            arguments
-                .sf[group * arguments.sf_stride_group + row * arguments.sf_stride_m + k_block * arguments.sf_stride_k] =
-                scale.sf;
+            for (int i = 0; i < kChunksPerThread; ++i)
+                store_e4m3<kVectorized>(q + i * kRowsAtOnce * k, cast_chunk(x[i], scale.inverse),
+                                        row + i * kRowsAtOnce < n ? columns_left : 0);
+            if (threadIdx.x == 0) arguments.sf[(group * num_blocks + block) * gridDim.x + blockIdx.x] = scale.sf;
         }
     }
 }

@@ -1,20 +1,25 @@
-// The quantization kernel's parameters: plain data that host and device share.
+// The quantization kernels' parameters: plain data that host and device share.
 #pragma once
 
-#include "ptx/types.cuh"
+#include "device/cast_output.h"
 
 namespace dso {
 
 struct PerTokenCastArguments {
     const void* x;  // [num_groups, m, k], rows contiguous
-    uint8_t* q;     // [num_groups, m, k], contiguous
-    float* sf;      // [num_groups, m, ceil(k / 128)]
-    int64_t num_groups, m, k;
     int64_t x_stride_group, x_stride_m;
-    int64_t sf_stride_group, sf_stride_m, sf_stride_k;
+    int64_t num_groups, m, k;
+    CastOutput output;
+};
+
+struct PerBlockCastArguments {
+    const void* x;  // [num_groups, n, k], rows contiguous
+    uint8_t* q;     // [num_groups, n, k], contiguous
+    float* sf;      // [num_groups, ceil(n / 128), ceil(k / 128)], contiguous
+    int64_t num_groups, n, k;
+    int64_t x_stride_group, x_stride_n;
     float amax_floor;
     bool use_ue8m0;
-    bool rows_are_adjacent;  // sf is MN-major: deal blocks row by row
 };
 
 }  // namespace dso

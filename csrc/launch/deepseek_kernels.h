@@ -71,7 +71,59 @@ typedef struct dso_per_token_cast {
 
 DSO_API dso_status dso_per_token_cast_to_fp8(const dso_per_token_cast* cast, dso_stream stream);
 
-// The same two on host memory, in plain loops: for NumPy arrays, and as an oracle beside torch.
+// q, sf = x quantized with one scale per block of 128 x 128.
+typedef struct dso_per_block_cast {
+    const void* x;  // [groups, n, k] of x_dtype, rows contiguous
+    void* q;        // [groups, n, k] e4m3, contiguous
+    float* sf;      // [groups, ceil(n / 128), ceil(k / 128)], contiguous
+    int64_t num_groups, n, k;
+    int64_t x_stride_group, x_stride_n;
+    dso_dtype x_dtype;
+    float amax_floor;  // at least 1e-30
+    int use_ue8m0;     // 1: scales are rounded up to powers of two
+} dso_per_block_cast;
+
+DSO_API dso_status dso_per_block_cast_to_fp8(const dso_per_block_cast* cast, dso_stream stream);
+
+// y = silu(gate) * up of x = (gate, up); or q, sf = that y quantized with one scale per row per 128 columns.
+typedef struct dso_swiglu {
+    const void* x;  // [groups, m, 2 * d] of x_dtype, rows contiguous
+    void* y;        // [groups, m, d] of x_dtype, contiguous; null: quantize
+    void* q;        // [groups, m, d] e4m3, contiguous; null: do not
+    float* sf;      // [groups, m, ceil(d / 128)], with q
+    int64_t num_groups, m, d;
+    int64_t x_stride_group, x_stride_m;
+    int64_t sf_stride_group, sf_stride_m, sf_stride_k;
+    dso_dtype x_dtype;
+    float amax_floor;  // at least 1e-30, with q
+    int use_ue8m0;     // 1: scales are rounded up to powers of two
+} dso_swiglu;
+
+DSO_API dso_status dso_silu_mul(const dso_swiglu* silu_mul, dso_stream stream);
+
+// y = rms_norm(x) * weight, or of residual_out = x + residual; or q, sf = that y quantized with one scale per row per
+// 128 columns.
+typedef struct dso_norm {
+    const void* x;         // [groups, m, d] of x_dtype, rows contiguous
+    const void* residual;  // the same, of strides of its own; null: nothing is added
+    const void* weight;    // [d] of weight_dtype, contiguous
+    void* residual_out;    // [groups, m, d] of x_dtype, contiguous; with residual
+    void* y;               // [groups, m, d] of x_dtype, contiguous; null: quantize
+    void* q;               // [groups, m, d] e4m3, contiguous; null: do not
+    float* sf;             // [groups, m, ceil(d / 128)], with q
+    int64_t num_groups, m, d;
+    int64_t x_stride_group, x_stride_m;
+    int64_t residual_stride_group, residual_stride_m;
+    int64_t sf_stride_group, sf_stride_m, sf_stride_k;
+    dso_dtype x_dtype, weight_dtype;  // the weight's is that of x, or DSO_F32
+    float eps;                        // positive
+    float amax_floor;                 // at least 1e-30, with q
+    int use_ue8m0;                    // 1: scales are rounded up to powers of two
+} dso_norm;
+
+DSO_API dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream);
+
+// The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside torch.
 DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);
 DSO_API dso_status dso_per_token_cast_to_fp8_host(const dso_per_token_cast* cast);
 

@@ -18,7 +18,8 @@ dso_status allow_shared_memory(int device, int shared_bytes) {
 }
 
 struct LaunchShape {
-    int num_ctas, num_threads, shared_bytes;
+    dim3 grid, threads;
+    int shared_bytes;
     dso_stream stream;
 };
 
@@ -26,8 +27,8 @@ struct LaunchShape {
 template <typename... Parameters, typename... Arguments>
 dso_status launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape, const Arguments&... arguments) {
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(shape.num_ctas);
-    config.blockDim = dim3(shape.num_threads);
+    config.gridDim = shape.grid;
+    config.blockDim = shape.threads;
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = static_cast<cudaStream_t>(shape.stream);
     DSO_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));

@@ -15,6 +15,12 @@ dso_status dso_fp8_gemm_nt(const dso_fp8_gemm*, dso_stream) { return no_kernel()
 
 dso_status dso_per_token_cast_to_fp8(const dso_per_token_cast*, dso_stream) { return no_kernel(); }
 
+dso_status dso_per_block_cast_to_fp8(const dso_per_block_cast*, dso_stream) { return no_kernel(); }
+
+dso_status dso_silu_mul(const dso_swiglu*, dso_stream) { return no_kernel(); }
+
+dso_status dso_rms_norm(const dso_norm*, dso_stream) { return no_kernel(); }
+
 }  // extern "C"
 
 #endif

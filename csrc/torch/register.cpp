@@ -15,6 +15,13 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_ops, CUDA, library) {
     DSO_REGISTER(library, fp8_gemm_nt);
     DSO_REGISTER(library, fp8_gemm_nt_out);
     DSO_REGISTER(library, per_token_cast_to_fp8);
+    DSO_REGISTER(library, per_block_cast_to_fp8);
+    DSO_REGISTER(library, silu_mul);
+    DSO_REGISTER(library, silu_mul_cast_to_fp8);
+    DSO_REGISTER(library, rms_norm);
+    DSO_REGISTER(library, add_rms_norm);
+    DSO_REGISTER(library, rms_norm_cast_to_fp8);
+    DSO_REGISTER(library, add_rms_norm_cast_to_fp8);
 }
 
 #endif

@@ -26,17 +26,20 @@ dso_stream current_stream(int32_t device) {
     return stream;
 }
 
-Tensor empty_strided(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides, ScalarType dtype,
-                     const Tensor& like) {
+Tensor empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype, const Tensor& like) {
     // The C shim: torch::stable::empty and its kin look their op up by name at each call (0.45 us).
     int32_t device_type;
     AtenTensorHandle handle;
     const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
     require(aoti_torch_get_device_type(like.get(), &device_type) == 0 &&
-                aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.begin(), type,
-                                         device_type, like.get_device_index(), &handle) == 0,
+                aoti_torch_empty_strided(dim, sizes, strides, type, device_type, like.get_device_index(), &handle) == 0,
             "could not allocate an output");
     return Tensor(handle);
+}
+
+Tensor empty_strided(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides, ScalarType dtype,
+                     const Tensor& like) {
+    return empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides.begin(), dtype, like);
 }
 
 bool is_tensor_of(const Tensor& x, ScalarType dtype, const Tensor& like, std::initializer_list<int64_t> sizes) {

@@ -29,6 +29,7 @@ dso_stream current_stream(int32_t device);
 /// An uninitialised tensor on the device of `like`. `strides` in elements.
 Tensor empty_strided(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides, ScalarType dtype,
                      const Tensor& like);
+Tensor empty_strided(int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType dtype, const Tensor& like);
 
 /// Whether `x` is of `dtype`, on the device of `like`, and of these sizes (-1: any).
 bool is_tensor_of(const Tensor& x, ScalarType dtype, const Tensor& like, std::initializer_list<int64_t> sizes);
