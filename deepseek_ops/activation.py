@@ -1,6 +1,7 @@
 """SwiGLU's elementwise half, `silu(gate) * up`, plain or fused with the FP8 quantization of the next GEMM's input.
 
 The input is the output of one fused GEMM: the gate's channels first, then the up-projection's.
+Kernel: csrc/kernels/silu_mul.cuh.
 Source: Shazeer, GLU Variants Improve Transformer (arXiv:2002.05202), equation 6.
 """
 

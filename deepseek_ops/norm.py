@@ -2,6 +2,7 @@
 
 Every fused op gives the bits of the ops that it replaces: the sum and the norm are rounded to the dtype of `x` where
 the separate ops would have rounded them.
+Kernel: csrc/kernels/rms_norm.cuh.
 Method: Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv:1910.07467), equation 4.
 """
 

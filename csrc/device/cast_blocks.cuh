@@ -22,7 +22,8 @@ struct PairOf<__half> {
     using Type = __half2;
 };
 
-/// The largest magnitude of some chunks, NaN left out (0 where there is nothing else). Of 16-bit elements two at a time.
+/// The largest magnitude of some chunks, NaN left out (0 where there is nothing else). Of 16-bit elements two at a
+/// time.
 template <typename T, int kChunks>
 DSO_DEVICE float amax_of(const Chunk<T> (&chunks)[kChunks]) {
     if constexpr (sizeof(T) == 4) {

@@ -39,7 +39,8 @@ DSO_DEVICE Chunk<T> load_chunk(const T* source, int count) {
     } else {
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
-            if (i < count) chunk.word(i / 2) |= uint32_t{reinterpret_cast<const uint16_t*>(source)[i]} << (16 * (i % 2));
+            if (i < count)
+                chunk.word(i / 2) |= uint32_t{reinterpret_cast<const uint16_t*>(source)[i]} << (16 * (i % 2));
         }
     }
     return chunk;

@@ -63,8 +63,9 @@ DSO_DEVICE void cast_patch(const Chunk<T> (&x)[kRows][kPatchChunks], const CastO
     const int own_row = threadIdx.x % kPatchLanes;
     const uint32_t k_block = column / kQuantizeBlock;
     if (own_row < kRows && row + own_row < m && int64_t{k_block} * kQuantizeBlock < k) {
-        output.sf[group * output.sf_stride_group + (row + own_row) * output.sf_stride_m +
-                  k_block * output.sf_stride_k] = scales.sf;
+        output
+            .sf[group * output.sf_stride_group + (row + own_row) * output.sf_stride_m + k_block * output.sf_stride_k] =
+            scales.sf;
     }
 }
 

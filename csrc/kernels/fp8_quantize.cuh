@@ -80,8 +80,7 @@ __global__ void __launch_bounds__(kPerBlockThreads)
                 x[i] = load_chunk<kVectorized>(source + i * kRowsAtOnce * arguments.x_stride_n,
                                                row + i * kRowsAtOnce < n ? columns_left : 0);
 
-            const BlockScale scale =
-                block_scale(max_over_cta(amax_of(x)), arguments.amax_floor, arguments.use_ue8m0);
+            const BlockScale scale = block_scale(max_over_cta(amax_of(x)), arguments.amax_floor, arguments.use_ue8m0);
 
             uint8_t* q = arguments.q + (group * n + row) * k + column;
 #pragma unroll

@@ -1,4 +1,5 @@
-// RMSNorm:   y = T(x * rsqrt(mean(x^2) + eps) * weight);   with x = T(x + residual) before, or q, sf = y quantized after
+// RMSNorm:   y = T(x * rsqrt(mean(x^2) + eps) * weight);   with x = T(x + residual) before, or q, sf = y quantized
+// after
 //
 //   x, residual       [groups, m, d]            bf16, f16 or f32, rows contiguous    16-byte loads where aligned
 //   weight            [d]                       the type of x, or f32
@@ -7,9 +8,11 @@
 //   sf                [groups, m, ceil(d/128)]  f32, any strides                     one store a block of 128
 //
 // Work      blockDim.x threads a row, blockDim.y rows a CTA. A thread has kChunks chunks of eight elements, two of them
-//           in one block of 128 (one, if it has no more), as in device/patch.cuh. They stay in registers from the sum to
-//           the output: x is read once, unless the row is longer than the CTA's registers (then again, from the cache).
-// Numerics  float32, one rounding to T at the end; the mean is the sum times 1 / d rounded. The order of the sum depends on d alone (rms_norm_shape): by element
+//           in one block of 128 (one, if it has no more), as in device/patch.cuh. They stay in registers from the sum
+//           to the output: x is read once, unless the row is longer than the CTA's registers (then again, from the
+//           cache).
+// Numerics  float32, one rounding to T at the end; the mean is the sum times 1 / d rounded. The order of the sum
+// depends on d alone (rms_norm_shape): by element
 //           within a thread, then over the lanes of a warp, then over warps. So neither other rows, nor strides, nor
 //           what is fused with it change a row's bits; and the fused ops give the bits of the separate ones.
 // Limits    any m, d >= 0, d < 2^30; rows that are not aligned are taken one element at a time.
@@ -79,7 +82,7 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
 
     float sum = 0.f;
     if constexpr (kWeightsEarly) load(weights, weight, 0);
-    for (int panel = 0; panel < panels_end; panel += panel_step) {
+    for (int panel = 0; panel < panels_end; panel += kOnePanel ? 1 : panel_step) {
         load(x, x_row, panel);
         if constexpr (kAdd) {
             Chunk<T> residual[kChunks];
@@ -106,7 +109,7 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
     }
     const float scale = rsqrtf(__fmaf_rn(sum_over_row(sum), arguments.inverse_d, arguments.eps));
 
-    for (int panel = 0; panel < panels_end; panel += panel_step) {
+    for (int panel = 0; panel < panels_end; panel += kOnePanel ? 1 : panel_step) {
         if (!kOnePanel && panel_step < d) load(x, kAdd ? sum_row : x_row, panel);
         if constexpr (!kWeightsEarly) load(weights, weight, panel);
         Chunk<T> y[kChunks / kParts][kParts];
@@ -139,7 +142,8 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
 #pragma unroll
             for (int i = 0; i < kChunks; ++i) {
                 const int column = column_of(panel, i);
-                store_chunk<kVectorized>(static_cast<T*>(arguments.y) + out_row * d + column, y[i / kParts][i % kParts], end - column);
+                store_chunk<kVectorized>(static_cast<T*>(arguments.y) + out_row * d + column, y[i / kParts][i % kParts],
+                                         end - column);
             }
         }
     }

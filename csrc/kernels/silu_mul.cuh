@@ -1,9 +1,9 @@
 // SwiGLU's elementwise half:   y = T(silu(gate) * up),   silu(g) = g / (1 + exp(-g));   or q, sf = that y quantized
 //
-//   x   [groups, m, 2d]            bf16, f16 or f32, rows contiguous, gate first    16-byte loads where rows are aligned
-//   y   [groups, m, d]             the type of x, contiguous                        16-byte stores
-//   q   [groups, m, d]             e4m3, contiguous                                 8-byte stores
-//   sf  [groups, m, ceil(d/128)]   f32, any strides                                 one store a block of 128
+//   x   [groups, m, 2d]            bf16, f16 or f32, rows contiguous, gate first    16-byte loads where rows are
+//   aligned y   [groups, m, d]             the type of x, contiguous                        16-byte stores q   [groups,
+//   m, d]             e4m3, contiguous                                 8-byte stores sf  [groups, m, ceil(d/128)] f32,
+//   any strides                                 one store a block of 128
 //
 // Work      A warp takes a patch of 2 rows x 512 columns of the output (1 row where that would leave SMs idle), loads
 //           both halves of it, and quantizes as per_token_cast_to_fp8 does. See device/patch.cuh.
@@ -21,13 +21,10 @@ namespace dso {
 
 /// g / (1 + exp(-g)) as g * (1 / ((1 + exp(-g)) / 4) / 4): the quarter keeps the reciprocal of the largest float above
 /// float32's subnormals, which the hardware's reciprocal would flush.
-DSO_DEVICE float silu(float gate) {
-    return gate * (0.25f * ptx::reciprocal(__fmaf_rn(0.25f, expf(-gate), 0.25f)));
-}
+DSO_DEVICE float silu(float gate) { return gate * (0.25f * ptx::reciprocal(__fmaf_rn(0.25f, expf(-gate), 0.25f))); }
 
 template <typename T, bool kCast, int kRows, bool kVectorized>
-__global__ void __launch_bounds__(kPatchThreads)
-    silu_mul_kernel(const __grid_constant__ SiluMulArguments arguments) {
+__global__ void __launch_bounds__(kPatchThreads) silu_mul_kernel(const __grid_constant__ SiluMulArguments arguments) {
     const int64_t m = arguments.m, d = arguments.d;
     const uint32_t column = patch_column();
     const int columns_left = static_cast<int>(d - column);

@@ -123,7 +123,8 @@ typedef struct dso_norm {
 
 DSO_API dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream);
 
-// The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside torch.
+// The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside
+// torch.
 DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);
 DSO_API dso_status dso_per_token_cast_to_fp8_host(const dso_per_token_cast* cast);
 

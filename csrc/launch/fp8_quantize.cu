@@ -76,16 +76,9 @@ extern "C" dso_status dso_per_block_cast_to_fp8(const dso_per_block_cast* cast, 
     if (cast->num_groups == 0 || cast->n == 0 || cast->k == 0) return DSO_OK;
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
-    const PerBlockCastArguments arguments{cast->x,
-                                          static_cast<uint8_t*>(cast->q),
-                                          cast->sf,
-                                          cast->num_groups,
-                                          cast->n,
-                                          cast->k,
-                                          cast->x_stride_group,
-                                          cast->x_stride_n,
-                                          cast->amax_floor,
-                                          cast->use_ue8m0 != 0};
+    const PerBlockCastArguments arguments{
+        cast->x, static_cast<uint8_t*>(cast->q), cast->sf,         cast->num_groups, cast->n,
+        cast->k, cast->x_stride_group,           cast->x_stride_n, cast->amax_floor, cast->use_ue8m0 != 0};
     const bool vectorized = rows_are_aligned(cast->x, cast->x_dtype, cast->x_stride_group, cast->x_stride_n) &&
                             cast->k % kChunk == 0 && reinterpret_cast<uintptr_t>(cast->q) % kChunk == 0;
     switch (cast->x_dtype) {

@@ -49,8 +49,8 @@ bool is_aligned(const void* pointer, int num_bytes) { return reinterpret_cast<ui
 
 bool all_rows_are_aligned(const dso_norm& norm) {
     return norm.d % kChunk == 0 && rows_are_aligned(norm.x, norm.x_dtype, norm.x_stride_group, norm.x_stride_m) &&
-           (!norm.residual || rows_are_aligned(norm.residual, norm.x_dtype, norm.residual_stride_group,
-                                               norm.residual_stride_m)) &&
+           (!norm.residual ||
+            rows_are_aligned(norm.residual, norm.x_dtype, norm.residual_stride_group, norm.residual_stride_m)) &&
            is_aligned(norm.weight, 16) && is_aligned(norm.residual_out, 16) && is_aligned(norm.y, 16) &&
            is_aligned(norm.q, kChunk);
 }

@@ -21,8 +21,7 @@ void check_operands(const Tensor& x, const Tensor* residual, const Tensor& weigh
     require(residual->scalar_type() == x.scalar_type() && residual->dim() == x.dim() &&
                 residual->is_cpu() == x.is_cpu() && residual->get_device_index() == x.get_device_index(),
             "rms_norm: residual");
-    for (int64_t dim = 0; dim < x.dim(); ++dim)
-        require(residual->size(dim) == x.size(dim), "rms_norm: residual");
+    for (int64_t dim = 0; dim < x.dim(); ++dim) require(residual->size(dim) == x.size(dim), "rms_norm: residual");
     require(x.numel() == 0 || has_contiguous_rows(*residual), "rms_norm: residual must have contiguous rows");
 }
 
