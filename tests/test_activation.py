@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepseek_ops import per_token_cast_to_fp8, silu_mul, silu_mul_cast_to_fp8
-from tests.support import assert_rounded_once, assert_same
+from tests.support import Guarded, assert_rounded_once, assert_same
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -30,6 +30,53 @@ def test_is_the_formula_rounded_once(dtype, d, device):
     y = silu_mul(x)
     assert y.dtype == dtype
     assert_rounded_once(y, true_silu_mul(x))
+
+
+@pytest.mark.parametrize("d", [1, 7, 8, 127, 128, 136, 512, 576, 2056])
+@pytest.mark.parametrize("m", [1, 2, 3, 5, 7, 31, 33, 129, 1100])
+def test_every_edge_is_the_formula_and_quantizes_like_the_separate_ops(m, d, device):
+    x = inputs(m, d, DTYPES[(m + d) % 3], device)
+    y = silu_mul(x)
+    assert_rounded_once(y, true_silu_mul(x))
+    for use_ue8m0, mn_major in ((False, True), (True, False)):
+        got = silu_mul_cast_to_fp8(x, use_ue8m0=use_ue8m0, mn_major=mn_major)
+        for g, w in zip(got, per_token_cast_to_fp8(y, use_ue8m0=use_ue8m0, mn_major=mn_major), strict=True):
+            assert_same(g, w)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_16_bit_gate_is_the_formula_rounded_once(dtype, device):
+    """All finite gates there are: exp overflows, underflows and meets subnormals among them."""
+    gates = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    gates = gates[gates.isfinite() & (gates >= -85)].to(device)
+    gates = gates[: gates.numel() // 8 * 8].view(8, -1)
+    x = torch.cat((gates, torch.ones_like(gates)), -1)
+    assert_rounded_once(silu_mul(x), true_silu_mul(x))
+
+
+@pytest.mark.parametrize(("m", "d", "stride"), [(5, 300, 601), (33, 128, 264), (7, 512, 1024), (9, 8, 17)])
+def test_values_beside_the_rows_count_for_nothing(m, d, stride, device):
+    guarded = Guarded((m, 2 * d), torch.bfloat16, device, (stride, 1))
+    x = inputs(m, d, torch.bfloat16, device)
+    guarded.tensor.copy_(x)
+    for got, want in zip(
+        (silu_mul(guarded.tensor), *silu_mul_cast_to_fp8(guarded.tensor)),
+        (silu_mul(x), *silu_mul_cast_to_fp8(x)),
+        strict=True,
+    ):
+        assert_same(got, want)
+    guarded.assert_intact()
+
+
+@pytest.mark.parametrize("mn_major", [False, True])
+def test_leading_dimensions_of_any_strides_give_the_bits_of_contiguous_ones(mn_major, device):
+    x = torch.randn(3, 4, 5, 528, device=device).bfloat16()
+    for view in (x, x.transpose(0, 1), x[:, ::2], x[..., 1:3, 8:520], x[1:2, :, :1], x.transpose(0, 2), x[..., 1:401]):
+        dense = view.contiguous()
+        assert_same(silu_mul(view), silu_mul(dense))
+        got, want = (silu_mul_cast_to_fp8(y, mn_major=mn_major) for y in (view, dense))
+        for g, w in zip(got, want, strict=True):
+            assert_same(g, w)
 
 
 def test_first_half_is_the_gate(device):

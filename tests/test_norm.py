@@ -12,7 +12,7 @@ from deepseek_ops import (
     rms_norm,
     rms_norm_cast_to_fp8,
 )
-from tests.support import assert_rounded_once, assert_same
+from tests.support import Guarded, assert_rounded_once, assert_same
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 WIDTHS = [1, 2, 127, 128, 129, 512, 576, 1536, 7168]
@@ -39,6 +39,68 @@ def test_norm_is_the_formula_rounded_once(dtype, weight_is_float, d, device):
     y = rms_norm(x, weight)
     assert y.dtype == dtype
     assert_rounded_once(y, true_norm(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize(
+    "d", [1, 7, 8, 16, 127, 128, 129, 136, 256, 264, 512, 576, 1536, 2048, 4096, 4104, 7168, 16384, 16392, 40000]
+)
+@pytest.mark.parametrize("m", [0, 1, 3, 33])
+def test_every_edge_is_the_formula_and_quantizes_like_the_separate_ops(m, d, device):
+    """Widths on both sides of each change in how a row is divided among threads."""
+    dtype = DTYPES[(m + d) % 3]
+    x, residual = rows(m, d, dtype, device), rows(m, d, dtype, device).flip(0)
+    weight = torch.randn(d, device=device).to(torch.float32 if m % 2 else dtype)
+    y, total = add_rms_norm(x, residual, weight)
+    assert_rounded_once(total, x.double() + residual.double())
+    if m:
+        assert_rounded_once(y, true_norm(total, weight, 1e-6))
+    assert_same(rms_norm(total, weight), y)
+    for use_ue8m0, mn_major in ((False, True), (True, False)):
+        layout = {"use_ue8m0": use_ue8m0, "mn_major": mn_major}
+        want = (*per_token_cast_to_fp8(y, **layout), total)
+        for g, w in zip(add_rms_norm_cast_to_fp8(x, residual, weight, **layout), want, strict=True):
+            assert_same(g, w)
+        for g, w in zip(rms_norm_cast_to_fp8(total, weight, **layout), want[:2], strict=True):
+            assert_same(g, w)
+
+
+@pytest.mark.parametrize("d", [8, 129, 512, 1536, 7168])
+def test_a_row_s_bits_do_not_depend_on_the_rows_beside_it(d, device):
+    x, weight = rows(2200, d, torch.bfloat16, device), torch.randn(d, device=device)
+    y = rms_norm(x, weight)
+    for rows_alone in (slice(0, 1), slice(7, 9), slice(2190, 2200)):
+        assert_same(rms_norm(x[rows_alone].clone(), weight), y[rows_alone])
+
+
+@pytest.mark.parametrize(("m", "d", "stride"), [(5, 300, 301), (33, 128, 136), (7, 512, 520), (9, 8, 9)])
+def test_values_beside_the_rows_count_for_nothing(m, d, stride, device):
+    guarded = Guarded((m, d), torch.bfloat16, device, (stride, 1))
+    x, weight = rows(m, d, torch.bfloat16, device), torch.randn(d, device=device)
+    guarded.tensor.copy_(x)
+    for got, want in zip(
+        (*add_rms_norm(guarded.tensor, guarded.tensor, weight), *rms_norm_cast_to_fp8(guarded.tensor, weight)),
+        (*add_rms_norm(x, x, weight), *rms_norm_cast_to_fp8(x, weight)),
+        strict=True,
+    ):
+        assert_same(got, want)
+    guarded.assert_intact()
+
+
+def test_a_weight_that_is_not_aligned_changes_no_bit(device):
+    x, wide = rows(5, 512, torch.bfloat16, device), torch.randn(513, device=device)
+    assert_same(rms_norm(x, wide[1:]), rms_norm(x, wide[1:].clone()))
+
+
+@pytest.mark.parametrize("mn_major", [False, True])
+def test_leading_dimensions_of_any_strides_give_the_bits_of_contiguous_ones(mn_major, device):
+    x, weight = torch.randn(3, 4, 5, 264, device=device).bfloat16(), torch.randn(264, device=device)
+    for view in (x, x.transpose(0, 1), x[:, ::2], x[..., 1:3, :], x[1:2, :, :1], x.transpose(0, 2)):
+        dense = view.contiguous()
+        for residual in (view, dense):
+            got = add_rms_norm_cast_to_fp8(view, residual, weight, mn_major=mn_major)
+            want = add_rms_norm_cast_to_fp8(dense, dense, weight, mn_major=mn_major)
+            for g, w in zip(got, want, strict=True):
+                assert_same(g, w)
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-6, 1e-5, 0.5])

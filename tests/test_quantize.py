@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import deepseek_ops as ops
-from tests.support import assert_rows_close, bits
+from tests.support import Guarded, assert_rows_close, bits
 
 E4M3 = torch.float8_e4m3fn
 SHAPES = [(1, 1), (1, 127), (2, 128), (3, 129), (5, 300), (64, 7168), (129, 576), (1, 16384), (0, 128), (4, 0)]
@@ -104,6 +104,93 @@ def test_a_kernel_gives_the_references_bits(device):
                 want = ops.per_token_cast_to_fp8(x, use_ue8m0=use_ue8m0)
                 assert torch.equal(bits(got[0]).cpu(), bits(want[0]))
                 assert torch.equal(got[1].cpu(), want[1])
+
+
+EDGES_M = [0, 1, 2, 3, 4, 5, 7, 31, 33, 129]
+EDGES_K = [1, 7, 8, 16, 127, 128, 129, 136, 512, 576, 1536, 7168]
+
+
+def edge_values(m, k, dtype):
+    """Random blocks with all that is not ordinary among them: NaN, infinities, values beyond FP8, dust, zeros."""
+    x = wide_random(m, k, dtype)
+    special = [math.nan, math.inf, -math.inf, 449.0, -3e4, 2.0**-14, 0.0, -0.0]  # a NaN's sign is not promised
+    for i, value in enumerate(special):
+        if m * k > 64 * (i + 1):
+            x.view(-1)[torch.randint(m * k, (1 + m * k // 5000,))] = value
+    return x
+
+
+@pytest.mark.parametrize("k", EDGES_K)
+@pytest.mark.parametrize("m", EDGES_M)
+def test_every_edge_gives_the_bits_of_the_formula_on_the_cpu(m, k, device):
+    """On a GPU: the kernel against the reference. Bits are promised, so bits are compared."""
+    x = edge_values(m, k, DTYPES[(m + k) % 3])
+    layouts = [(ue8m0, mn_major) for ue8m0 in (False, True) for mn_major in (False, True)]
+    for ue8m0, mn_major in layouts:
+        for floor in (1e-4, 1e-30):
+            options = {"use_ue8m0": ue8m0, "mn_major": mn_major, "amax_floor": floor}
+            got, want = (ops.per_token_cast_to_fp8(y, **options) for y in (x.to(device), x))
+            for g, w in zip(got, want, strict=True):
+                assert g.stride() == w.stride()
+                assert torch.equal(bits(g).cpu(), bits(w))
+            block_options = {"use_ue8m0": ue8m0, "amax_floor": floor}
+            got, want = (ops.per_block_cast_to_fp8(y, **block_options) for y in (x.to(device), x))
+            for g, w in zip(got, want, strict=True):
+                assert torch.equal(bits(g).cpu(), bits(w))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 4, 33, 700, 4099])
+def test_large_tensors_give_the_bits_of_the_formula_on_the_cpu(m, dtype, device):
+    """Large enough that a GPU's every way to divide the work is taken."""
+    x = wide_random(m, 1160, dtype)
+    for mn_major in (False, True):
+        got, want = (ops.per_token_cast_to_fp8(y, mn_major=mn_major) for y in (x.to(device), x))
+        assert torch.equal(bits(got[0]).cpu(), bits(want[0]))
+        assert torch.equal(got[1].cpu(), want[1])
+    got, want = (ops.per_block_cast_to_fp8(y) for y in (x.to(device), x))
+    assert torch.equal(bits(got[0]).cpu(), bits(want[0]))
+    assert torch.equal(got[1].cpu(), want[1])
+
+
+@pytest.mark.parametrize("mn_major", [False, True])
+@pytest.mark.parametrize(
+    ("m", "k", "stride"), [(5, 300, 301), (33, 128, 129), (7, 512, 520), (130, 136, 144), (9, 8, 9)]
+)
+def test_values_beside_the_rows_count_for_nothing(m, k, stride, mn_major, device):
+    """What lies between and around the rows is poison: a scale that saw it would be NaN or huge."""
+    guarded = Guarded((m, k), torch.bfloat16, device, (stride, 1))
+    x = wide_random(m, k, torch.bfloat16)
+    guarded.tensor.copy_(x)
+    for got, want in zip(
+        (*ops.per_token_cast_to_fp8(guarded.tensor, mn_major=mn_major), *ops.per_block_cast_to_fp8(guarded.tensor)),
+        (*ops.per_token_cast_to_fp8(x, mn_major=mn_major), *ops.per_block_cast_to_fp8(x)),
+        strict=True,
+    ):
+        assert torch.equal(bits(got).cpu(), bits(want))
+    guarded.assert_intact()
+
+
+@pytest.mark.parametrize("mn_major", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5, 300), (4, 1, 512), (1, 7, 136), (70, 2, 128), (2, 0, 128), (0, 3, 128)])
+def test_groups_of_any_strides_give_the_bits_of_contiguous_ones(shape, mn_major, device):
+    groups, m, k = shape
+    wide = wide_random(max(groups, 1) * max(m, 1) * 2, k + 24, torch.bfloat16).to(device)
+    wide = wide.view(max(groups, 1), max(m, 1) * 2, k + 24)
+    for x in (wide[:groups, :m, :k], wide[:groups, : 2 * m : 2, 8 : k + 8], wide[:groups, m : 2 * m, 3 : k + 3]):
+        got = (*ops.per_token_cast_to_fp8(x, mn_major=mn_major), *ops.per_block_cast_to_fp8(x))
+        dense = x.cpu().contiguous()
+        want = (*ops.per_token_cast_to_fp8(dense, mn_major=mn_major), *ops.per_block_cast_to_fp8(dense))
+        for g, w in zip(got, want, strict=True):
+            assert g.stride() == w.stride()
+            assert torch.equal(bits(g).cpu(), bits(w))
+
+
+def test_weight_blocks_take_any_leading_dimensions(device):
+    w = wide_random(2 * 3 * 4 * 130, 136).view(2, 3, 4, 130, 136).to(device)
+    for x in (w, w.transpose(0, 2), w[:, :, :, 1:129], w.transpose(0, 1)[:, :, 1:3]):
+        for got, want in zip(ops.per_block_cast_to_fp8(x), ops.per_block_cast_to_fp8(x.cpu()), strict=True):
+            assert torch.equal(bits(got).cpu(), bits(want))
 
 
 @pytest.mark.parametrize("cast", [ops.per_token_cast_to_fp8, ops.per_block_cast_to_fp8])
