@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kBlock = 128;
 
-/// Leading dimensions of [..., n, k] before the grid of its blocks; [1, 1] stands for the last two.
+/// Uninitialised scales of the blocks of [..., n, k]: [..., ceil(n / 128), ceil(k / 128)].
 Tensor empty_block_scales(const Tensor& x) {
     const int64_t dim = x.dim();
     int64_t sizes[64], strides[64];
@@ -26,7 +26,7 @@ Tensor empty_block_scales(const Tensor& x) {
 std::tuple<Tensor, Tensor> per_token_cast_to_fp8(const Tensor& x, bool use_ue8m0, bool mn_major, double amax_floor) {
     const dso_dtype dtype = high_precision_dtype(x, "per_token_cast_to_fp8: x");
     require(x.dim() >= 2 && x.dim() <= 3, "per_token_cast_to_fp8: x must have two or three dimensions");
-    require(has_contiguous_rows(x), "per_token_cast_to_fp8: x must have contiguous rows");
+    require(x.numel() == 0 || has_contiguous_rows(x), "per_token_cast_to_fp8: x must have contiguous rows");
     const Rows rows = single_rows_of(x);
 
     Tensor q = empty_rows(x, rows.k, ScalarType::Float8_e4m3fn);
@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor> per_token_cast_to_fp8(const Tensor& x, bool use_ue8m0
 
 std::tuple<Tensor, Tensor> per_block_cast_to_fp8(const Tensor& x, bool use_ue8m0, double amax_floor) {
     const dso_dtype dtype = high_precision_dtype(x, "per_block_cast_to_fp8: x");
-    require(x.dim() >= 2 && has_contiguous_rows(x), "per_block_cast_to_fp8: x must be a matrix of contiguous rows");
+    require(x.dim() >= 2, "per_block_cast_to_fp8: x has too few dimensions");
+    require(x.numel() == 0 || has_contiguous_rows(x), "per_block_cast_to_fp8: x must have contiguous rows");
     const Tensor source = with_one_group_stride(x);
     const Rows rows = rows_of(source);
 
