@@ -19,12 +19,17 @@
 
 namespace dso {
 
+/// What registers are meant for: with fewer, the compiler would load the second half of a patch after the first is
+/// used.
+inline constexpr int kSiluMulCtasPerSm = 4;
+
 /// g / (1 + exp(-g)) as g * (1 / ((1 + exp(-g)) / 4) / 4): the quarter keeps the reciprocal of the largest float above
 /// float32's subnormals, which the hardware's reciprocal would flush.
 DSO_DEVICE float silu(float gate) { return gate * (0.25f * ptx::reciprocal(__fmaf_rn(0.25f, expf(-gate), 0.25f))); }
 
 template <typename T, bool kCast, int kRows, bool kVectorized>
-__global__ void __launch_bounds__(kPatchThreads) silu_mul_kernel(const __grid_constant__ SiluMulArguments arguments) {
+__global__ void __launch_bounds__(kPatchThreads, kSiluMulCtasPerSm)
+    silu_mul_kernel(const __grid_constant__ SiluMulArguments arguments) {
     const int64_t m = arguments.m, d = arguments.d;
     const uint32_t column = patch_column();
     const int columns_left = static_cast<int>(d - column);
