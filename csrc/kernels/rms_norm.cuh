@@ -81,12 +81,12 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
     };
 
     float sum = 0.f;
-    if constexpr (kWeightsEarly) load(weights, weight, 0);
     for (int panel = 0; panel < panels_end; panel += kOnePanel ? 1 : panel_step) {
+        Chunk<T> residual[kChunks];
         load(x, x_row, panel);
+        if constexpr (kAdd) load(residual, residual_row, panel);
+        if constexpr (kWeightsEarly) load(weights, weight, panel);
         if constexpr (kAdd) {
-            Chunk<T> residual[kChunks];
-            load(residual, residual_row, panel);
 #pragma unroll
             for (int i = 0; i < kChunks; ++i) {
                 float values[kChunk], others[kChunk];
