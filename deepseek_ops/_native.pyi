@@ -2,11 +2,14 @@
 
 from typing import Any, TypedDict
 
-class Fp8GemmConfig(TypedDict):
+class Fp8GemmPlan(TypedDict):
+    config: int
     block_m: int
     block_n: int
     num_stages: int
+    swaps_operands: bool
     shared_bytes: int
+    num_splits: int
 
 def built_with_cuda() -> bool:
     """Whether the CUDA kernels were compiled in."""
@@ -14,10 +17,10 @@ def built_with_cuda() -> bool:
 def has_kernels_for(device: int) -> bool:
     """Whether CUDA device `device` exists and is one that the kernels were compiled for. Initialises CUDA."""
 
-def fp8_gemm_config(m: int, n: int, k: int, num_sms: int = 132) -> Fp8GemmConfig:
-    """The tile that the FP8 GEMM takes for a shape; needs no GPU."""
+def fp8_gemm_plan(m: int, n: int, k: int, *, batch_invariant: bool = False, num_sms: int = 132) -> Fp8GemmPlan:
+    """What computes a shape of the FP8 GEMM; needs no GPU."""
 
-def fp8_gemm_configs() -> list[Fp8GemmConfig]:
+def fp8_gemm_configs() -> list[Fp8GemmPlan]:
     """Every compiled tile of the FP8 GEMM."""
 
 def fp8_gemm_nt(a: Any, sfa: Any, b: Any, sfb: Any, out: Any, *, accumulate: bool = False, stream: int = 0) -> None:

@@ -18,7 +18,15 @@ __all__ = ["fp8_gemm_nt", "fp8_gemm_nt_out"]
 GEMM_OUT_DTYPES = (torch.bfloat16, torch.float32)
 
 
-def fp8_gemm_nt(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def fp8_gemm_nt(
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    *,
+    out_dtype: torch.dtype = torch.bfloat16,
+    batch_invariant: bool = False,
+) -> Tensor:
     """`d = (a * sfa) @ (b * sfb).T`, accumulated in float32.
 
     Args:
@@ -28,6 +36,9 @@ def fp8_gemm_nt(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, out_dtype: to
         b: `[n, k]` float8_e4m3fn, K-major, rows at multiples of 16 bytes. `n` a multiple of 8.
         sfb: `[ceil(n / 128), ceil(k / 128)]` float32, one scale per 128 x 128 block.
         out_dtype: bfloat16 or float32.
+        batch_invariant: a row's bits depend on that row, `b`, `sfb` and the GPU alone: not on `m` or the other rows.
+            Without it they are the same at every call of the same shape, and few rows may share `k` among SMs, which
+            is faster (docs/fp8_gemm.md).
 
     Returns:
         `[m, n]` in `out_dtype`; zeros where `k` is 0.
@@ -36,22 +47,32 @@ def fp8_gemm_nt(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *, out_dtype: to
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    return _fp8_gemm_nt(a, sfa, b, sfb, out_dtype)
+    return _fp8_gemm_nt(a, sfa, b, sfb, out_dtype, batch_invariant)
 
 
-def fp8_gemm_nt_out(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
+def fp8_gemm_nt_out(
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out: Tensor,
+    *,
+    accumulate: bool = False,
+    batch_invariant: bool = False,
+) -> None:
     """`fp8_gemm_nt` into `out`, which is overwritten, or added to with `accumulate`.
 
     Args:
         a, sfa, b, sfb: as in `fp8_gemm_nt`.
         out: `[m, n]` bfloat16 or float32, rows at multiples of 16 bytes, sharing no memory with the inputs.
         accumulate: `out += d`, added in float32 and rounded once.
+        batch_invariant: as in `fp8_gemm_nt`.
 
     Raises:
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    _fp8_gemm_nt_out(a, sfa, b, sfb, out, accumulate)
+    _fp8_gemm_nt_out(a, sfa, b, sfb, out, accumulate, batch_invariant)
 
 
 def check_fp8_gemm(
@@ -76,39 +97,51 @@ def check_gemm_out(check: Checker, out: Tensor, shape: tuple[int, ...], *inputs:
     check.row_stride("out", out, 16, distinct=True)
 
 
-def _check(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype) -> None:
+def _check(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, batch_invariant: bool = False
+) -> None:
     check = Checker("fp8_gemm_nt")
     check_fp8_gemm(check, a, sfa, b, sfb)
     check_out_dtype(check, out_dtype, GEMM_OUT_DTYPES)
 
 
-def _check_out(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool) -> None:
+def _check_out(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool, batch_invariant: bool = False
+) -> None:
     check = Checker("fp8_gemm_nt_out")
     m, n, _ = check_fp8_gemm(check, a, sfa, b, sfb)
     check_gemm_out(check, out, (m, n), a, sfa, b, sfb)
 
 
-def fp8_gemm_nt_reference(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype) -> Tensor:
+def fp8_gemm_nt_reference(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, batch_invariant: bool = False
+) -> Tensor:
     """The formula in plain torch: the CPU backend, and what the tests hold the kernel to."""
     a = per_token_cast_from_fp8_reference(a, sfa, torch.float32)
     b = per_block_cast_from_fp8_reference(b, sfb, torch.float32)
     return (a @ b.T).to(out_dtype)
 
 
-def fp8_gemm_nt_out_reference(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool) -> None:
+def fp8_gemm_nt_out_reference(
+    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool, batch_invariant: bool = False
+) -> None:
     d = fp8_gemm_nt_reference(a, sfa, b, sfb, torch.float32)
     out.copy_(out + d if accumulate else d)
 
 
 _fp8_gemm_nt = register_op(
-    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype) -> Tensor",
+    "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, "
+    "bool batch_invariant=False) -> Tensor",
     check=_check,
-    fake=lambda a, sfa, b, sfb, out_dtype: a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype),
+    fake=lambda a, sfa, b, sfb, out_dtype, batch_invariant=False: a.new_empty(
+        (a.shape[0], b.shape[0]), dtype=out_dtype
+    ),
     reference=fp8_gemm_nt_reference,
 )
 
 _fp8_gemm_nt_out = register_op(
-    "fp8_gemm_nt_out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) out, bool accumulate) -> ()",
+    "fp8_gemm_nt_out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) out, bool accumulate, "
+    "bool batch_invariant=False) -> ()",
     check=_check_out,
     fake=lambda *args: None,
     reference=fp8_gemm_nt_out_reference,

@@ -1,5 +1,6 @@
 """Grouped FP8 GEMM with fine-grained scaling: one launch for all the experts of a mixture.
 
+Kernel: csrc/kernels/sm90_fp8_gemm.cuh; for few rows csrc/kernels/sm90_fp8_gemm_swap_ab.cuh. K-grouped has none yet.
 Method: DeepSeek-V3 report (arXiv:2412.19437), section 3.3.
 
 M-grouped: rows of `a` belong to groups, each with a weight `b[i]` of its own. Three layouts say which rows are whose:
@@ -430,7 +431,7 @@ def k_grouped_fp8_gemm_nt(
         b: `[n, k_sum]` float8_e4m3fn, rows at multiples of 16 bytes. `n` a multiple of 8.
         sfb: `[n, k_sum / 128]` float32, as `sfa`.
         k_offsets: `[g + 1]` int32, multiples of 128 (groups padded with zeros), not decreasing. Other values are
-            rounded down to a multiple of 128 and clamped to `[0, k_sum]`; a decreasing pair is an empty group.
+            rounded down to a multiple of 128 and clamped to `[0, k_sum]`, and each counts as the largest so far.
         out_dtype: bfloat16 or float32.
 
     Returns:
@@ -495,7 +496,7 @@ def k_grouped_product(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, k_offsets:
     """`[g, m, n]` float32, and the sizes of the groups `[g]`."""
     x = per_token_cast_from_fp8_reference(a, sfa, torch.float32)
     y = per_token_cast_from_fp8_reference(b, sfb, torch.float32)
-    bounds = k_offsets.clamp(0, a.shape[1]) // BLOCK * BLOCK
+    bounds = k_offsets.clamp(0, a.shape[1]).cummax(0).values // BLOCK * BLOCK
     begin, end = bounds[:-1], bounds[1:]
     column = torch.arange(a.shape[1], device=a.device)
     d = a.new_zeros((begin.shape[0], a.shape[0], b.shape[0]), dtype=torch.float32)

@@ -257,7 +257,7 @@ def per_block_cast_to_fp8_reference(x: Tensor, use_ue8m0: bool, amax_floor: floa
     blocks = padded.unflatten(-1, (ceil_div(k, BLOCK), BLOCK)).unflatten(-3, (ceil_div(n, BLOCK), BLOCK))
     sf, inverse = scales(blocks.abs().nan_to_num(nan=0.0).amax((-3, -1)), use_ue8m0, amax_floor)
     q = cast_to_fp8_reference(blocks * inverse[..., :, None, :, None])
-    return q.flatten(-2).flatten(-3, -2)[..., :n, :k].contiguous(), sf
+    return x.new_empty(x.shape, dtype=FP8).copy_(q.flatten(-2).flatten(-3, -2)[..., :n, :k]), sf
 
 
 _per_block_cast_to_fp8 = register_op(

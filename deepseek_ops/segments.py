@@ -1,8 +1,8 @@
 """Who owns a row: offsets `[n + 1]` that cut rows into n segments (sequences of a batch, groups of a GEMM).
 
 Segment i owns the rows `offsets[i] <= row < offsets[i + 1]`. Offsets live on the device and are not trusted: they are
-clamped to the rows there are, a decreasing pair is an empty segment, and a row that several segments claim goes to the
-first of them. So no offset, however wild, leads out of bounds.
+clamped to the rows there are, and each counts as the largest so far, so that after a decrease segments are empty until
+that is reached again. No offset, however wild, leads out of bounds or gives a row two owners.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def segments(offsets: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         `start`, `length`: `[n + 1]` int64; the last entry is an empty segment that stands for "nobody".
         `owner`: `[num_rows]` int64, the segment of each row, n where it is nobody's.
     """
-    bounds = offsets.long().clamp(0, num_rows)
+    bounds = offsets.long().clamp(0, num_rows).cummax(0).values
     start = pad(bounds[:-1], (0, 1))
-    length = pad((bounds[1:] - bounds[:-1]).clamp(min=0), (0, 1))
+    length = pad(bounds[1:] - bounds[:-1], (0, 1))
     row = torch.arange(num_rows, device=offsets.device)
     segment = torch.arange(start.shape[0], device=offsets.device)[:, None]
     owns = (row >= start[:, None]) & (row < (start + length)[:, None])

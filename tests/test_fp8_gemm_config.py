@@ -7,19 +7,22 @@ from deepseek_ops import _native
 # Projections of DeepSeek-V3 (n, k): fused q_a and kv_a, q_b, kv_b, o, expert gate or up, expert down.
 SHAPES = [(2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)]
 
+# Rows of a tile, of which columns; the swapped tiles with a number of splits.
 CHOICES = {
-    1: [(64, 64), (64, 128), (64, 128), (64, 64), (64, 64), (64, 64)],
-    64: [(64, 64), (64, 128), (64, 128), (64, 64), (64, 64), (64, 64)],
-    128: [(64, 64), (128, 128), (128, 128), (64, 128), (64, 64), (64, 128)],
-    512: [(192, 64), (128, 128), (192, 128), (128, 128), (128, 128), (128, 128)],
+    1: [(8, 64, 4), (8, 64, 1), (8, 64, 1), (8, 64, 2), (8, 64, 2), (8, 64, 1)],
+    16: [(16, 64, 4), (16, 64, 1), (16, 64, 1), (16, 64, 2), (16, 64, 2), (16, 64, 1)],
+    64: [(64, 64, 4), (64, 64), (64, 64, 1), (64, 64), (64, 64, 2), (64, 64)],
+    128: [(64, 64, 2), (128, 64), (128, 128), (128, 64), (64, 64), (128, 64)],
     4096: [(192, 128)] * 6,
 }
 
 
 @pytest.mark.parametrize("m", CHOICES)
 def test_choice_on_132_sms(m):
-    chosen = [_native.fp8_gemm_config(m, n, k) for n, k in SHAPES]
-    assert [(config["block_m"], config["block_n"]) for config in chosen] == CHOICES[m]
+    plans = [_native.fp8_gemm_plan(m, n, k) for n, k in SHAPES]
+    tiles = [(plan["block_m"], plan["block_n"]) for plan in plans]
+    splits = [(plan["num_splits"],) if plan["swaps_operands"] else () for plan in plans]
+    assert [tile + split for tile, split in zip(tiles, splits, strict=True)] == CHOICES[m]
 
 
 @pytest.mark.parametrize("num_sms", [1, 78, 114, 132])
@@ -27,9 +30,16 @@ def test_what_is_chosen_was_compiled(num_sms):
     compiled = _native.fp8_gemm_configs()
     for m in (1, 65, 1000, 100_000):
         for n, k in SHAPES:
-            assert _native.fp8_gemm_config(m, n, k, num_sms) in compiled
+            plan = _native.fp8_gemm_plan(m, n, k, num_sms=num_sms)
+            assert {**plan, "num_splits": 1} == compiled[plan["config"]]
 
 
-def test_a_shape_without_extent_has_no_tile():
+def test_batch_invariant_plans_do_not_split_k():
+    for m in (1, 16, 17, 64, 128, 4096):
+        for n, k in SHAPES:
+            assert _native.fp8_gemm_plan(m, n, k, batch_invariant=True)["num_splits"] == 1
+
+
+def test_a_shape_without_extent_has_no_plan():
     with pytest.raises(ValueError, match="at least 1"):
-        _native.fp8_gemm_config(0, 64, 128)
+        _native.fp8_gemm_plan(0, 64, 128)

@@ -93,8 +93,8 @@ def test_offsets_give_each_group_its_rows(sizes, out_dtype, device):
     [
         ((2, 5, 9), (None, None, 0, 0, 0, 1, 1, 1, 1, None)),
         ((-3, 4, INT_MAX), (0, 0, 0, 0, 1, 1, 1, 1, 1, 1)),
-        ((5, 2, 4), (None, None, 1, 1, None, None, None, None, None, None)),
-        ((10, 3, 6), (None, None, None, 1, 1, 1, None, None, None, None)),
+        ((2, 7, 5), (None, None, 0, 0, 0, 0, 0, None, None, None)),
+        ((10, 3, 6), (None,) * 10),
         ((INT_MAX, 0, INT_MIN), (None,) * 10),
         ((11, 12, 13), (None,) * 10),
     ],
@@ -121,8 +121,7 @@ def test_all_tokens_may_go_to_one_of_many_experts(expert, device):
     args = operands(device, 2000, 256, n=8, k=16)
     offsets = int32([0] * (expert + 1) + [2000] * (256 - expert), device)
     got = m_grouped_fp8_gemm_nt_offsets(*args, offsets, out_dtype=torch.float32)
-    want = dequantized_product(*args[:2], args[2][expert], args[3][expert])
-    assert torch.allclose(got.double(), want, rtol=1e-4, atol=1e-4)
+    assert_gemm_close(got, dequantized_product(*args[:2], args[2][expert], args[3][expert]), FP32_LIMIT)
 
 
 def test_permuting_experts_permutes_bits(device):
@@ -263,7 +262,7 @@ def test_small_and_empty_extents(n, k, device):
     got = m_grouped_fp8_gemm_nt_offsets(*args, int32([0, 4, 9], device), out_dtype=torch.float32)
     want = truth(*args, [0] * 4 + [1] * 5)
     assert got.shape == (9, n)
-    assert torch.allclose(got.double(), want, rtol=1e-4, atol=1e-4)
+    assert_gemm_close(got, want, FP32_LIMIT)
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if "_grouped_" in op])
@@ -313,7 +312,7 @@ def test_each_k_group_sums_over_its_columns(sizes, out_dtype, device):
     ("offsets", "ranges"),
     [
         ((-5, 128, INT_MAX), [(0, 128), (128, 512)]),
-        ((512, 128, 256), [(0, 0), (128, 256)]),
+        ((512, 128, 256), [(0, 0), (0, 0)]),
         ((130, 300, 512), [(128, 256), (256, 512)]),
         ((INT_MAX, INT_MIN, -1), [(0, 0), (0, 0)]),
     ],

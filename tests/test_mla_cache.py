@@ -202,7 +202,7 @@ def test_what_was_written_is_gathered_back(dtype, page_size, device):
         ((0, 2, 4), [(0, 0), (0, 1), (1, 0), (1, 1), None, None]),
         ((1, 3, 6), [None, (0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]),
         ((-9, 2, INT_MAX), [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]),
-        ((6, 0, 3), [(1, 0), (1, 1), (1, 2), None, None, None]),
+        ((1, 3, 2), [None, (0, 0), (0, 1), None, None, None]),
         ((0, 6, 6), [(0, 0), (0, 1), (0, 2), (0, 3), None, None]),  # a table of four tokens
         ((INT_MAX, 0, -1), [None] * 6),
     ],

@@ -1,4 +1,4 @@
-// Where an epilogue that stores straight from registers writes; the host fills it in.
+// Where an epilogue writes; the host fills it in.
 #pragma once
 
 #include "ptx/types.cuh"
@@ -6,8 +6,8 @@
 namespace dso {
 
 struct DirectOutput {
-    void* d;         // [m, n] bfloat16 or float32
-    int64_t stride;  // elements between rows
+    void* d;                        // [matrices, m, n] bfloat16 or float32
+    int64_t stride_matrix, stride;  // elements between matrices, and between rows
     bool is_bf16, accumulate;
 };
 

@@ -29,9 +29,9 @@ struct Pipeline {
     uint64_t full[kNumStages];
     uint64_t empty[kNumStages];
 
-    /// By one thread; the CTA must synchronise before the first use.
-    DSO_DEVICE void init(uint32_t num_producer_arrivals, uint32_t num_consumer_arrivals) {
-        for (int stage = 0; stage < kNumStages; ++stage) {
+    /// By each lane of one warp; the CTA must synchronise before the first use.
+    DSO_DEVICE void init(int lane, uint32_t num_producer_arrivals, uint32_t num_consumer_arrivals) {
+        for (int stage = lane; stage < kNumStages; stage += 32) {
             ptx::mbarrier_init(&full[stage], num_producer_arrivals);
             ptx::mbarrier_init(&empty[stage], num_consumer_arrivals);
         }

@@ -9,37 +9,26 @@ struct Tile {
     int m_block, n_block;
 };
 
-/// The tiles of one dense [m, n] output, dealt to `num_ctas` persistent CTAs in turn.
-///
-/// Rasterization: bands of kBandHeight rows of tiles, column by column within a band, so that the tiles in flight at
-/// one time form a compact patch and their A and B blocks are read from L2, not from memory.
-class DenseScheduler {
-  public:
-    static constexpr int kBandHeight = 8;
+/// Rasterization: tile `index` of a grid of tiles, in bands of kBandHeight rows of tiles, column by column within a
+/// band. So the tiles in flight at one time form a compact patch, and their A and B blocks are read from L2, not from
+/// memory.
+inline constexpr int kBandHeight = 8;
 
-    DSO_HOST_DEVICE DenseScheduler(int num_m_blocks, int num_n_blocks, int cta, int num_ctas)
-        : num_m_blocks_(num_m_blocks), num_n_blocks_(num_n_blocks), next_(cta), step_(num_ctas) {}
+DSO_HOST_DEVICE Tile rasterize(int index, int num_m_blocks, int num_n_blocks) {
+    const int tiles_per_band = kBandHeight * num_n_blocks;
+    const int band = index / tiles_per_band, in_band = index % tiles_per_band;
+    const int first_row = band * kBandHeight;
+    const int height = num_m_blocks - first_row < kBandHeight ? num_m_blocks - first_row : kBandHeight;
+    return {first_row + in_band % height, in_band / height};
+}
 
-    /// The number of tiles of an output; host planners check that it fits an int.
-    DSO_HOST_DEVICE static constexpr int64_t num_tiles(int64_t num_m_blocks, int64_t num_n_blocks) {
-        return num_m_blocks * num_n_blocks;
-    }
-
-    /// Writes the CTA's next tile, or returns false when there is none.
-    DSO_HOST_DEVICE bool next(Tile& tile) {
-        if (next_ >= num_m_blocks_ * num_n_blocks_) return false;
-        const int tiles_per_band = kBandHeight * num_n_blocks_;
-        const int band = next_ / tiles_per_band, in_band = next_ % tiles_per_band;
-        const int first_row = band * kBandHeight;
-        const int height = num_m_blocks_ - first_row < kBandHeight ? num_m_blocks_ - first_row : kBandHeight;
-        tile.m_block = first_row + in_band % height;
-        tile.n_block = in_band / height;
-        next_ += step_;
-        return true;
-    }
-
-  private:
-    int num_m_blocks_, num_n_blocks_, next_, step_;
-};
+/// The tiles of a run of rows, whose last block of rows may be lower than the others. Lower tiles take less time, and
+/// among the others they would set their CTAs ahead: what neighbours read from L2 at the same time, it delivers once.
+/// So they come last, where they also fill the last wave.
+DSO_HOST_DEVICE Tile rasterize_low_block_last(int index, int num_rows, int block_rows, int num_n_blocks) {
+    const int num_full = num_rows / block_rows, num_full_tiles = num_full * num_n_blocks;
+    if (index >= num_full_tiles) return {num_full, index - num_full_tiles};
+    return rasterize(index, num_full, num_n_blocks);
+}
 
 }  // namespace dso

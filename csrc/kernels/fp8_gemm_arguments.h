@@ -1,21 +1,27 @@
-// The FP8 GEMM kernel's parameters: plain data that host and device share.
+// The FP8 GEMM kernels' parameters: plain data that host and device share.
 #pragma once
 
-#include "ptx/types.cuh"
+#include "device/direct_output.h"
+#include "device/row_layout.h"
 
 namespace dso {
 
 struct Fp8GemmMaps {
-    TensorMap a, b;
-    TensorMap sfa;  // only where sfa comes by TMA
-    TensorMap d;    // only where the epilogue stores by TMA
+    TensorMap a, b;  // [matrices, rows, k]
+    TensorMap sfa;   // [matrices, ceil(k / 128), rows], only where sfa comes by TMA
+    TensorMap d;     // [matrices, m, n], only where the epilogue stores by TMA
 };
 
 struct Fp8GemmArguments {
-    const float* sfa;  // [m, ceil(k / 128)], strides below
-    const float* sfb;  // [ceil(n / 128), ceil(k / 128)], strides below
-    int64_t sfa_stride_m, sfa_stride_k, sfb_stride_n, sfb_stride_k;
-    int m, n, k;
+    RowSchedule schedule;
+    int k;
+    int a_box_rows;      // what map a loads at a time: half a tile's rows, or more
+    bool sfa_by_tma;     // else gathered
+    bool b_is_constant;  // b and sfb may be read before the grids that this one depends on have ended
+    const float* sfa;    // [a matrices, m, ceil(k / 128)], strides below
+    const float* sfb;    // [b matrices, ceil(n / 128), ceil(k / 128)], strides below
+    int64_t sfa_stride_matrix, sfa_stride_m, sfa_stride_k;
+    int64_t sfb_stride_matrix, sfb_stride_n, sfb_stride_k;
 };
 
 }  // namespace dso

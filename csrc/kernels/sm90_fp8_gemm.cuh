@@ -1,45 +1,41 @@
 // FP8 GEMM with fine-grained scaling:   d = (a * sfa) @ (b * sfb).T   (+ d)
 //
-//   a    [m, k]                      e4m3, K-major           TMA, 128-byte swizzle
-//   b    [n, k]                      e4m3, K-major           TMA, 128-byte swizzle
-//   sfa  [m, ceil(k/128)]            f32, any strides        Scales: TMA where MN-major and aligned, else cp.async
-//   sfb  [ceil(n/128), ceil(k/128)]  f32, any strides        cp.async, one float a tile and step
-//   d    [m, n]                      bf16 or f32             Epilogue: TMA store, or straight from registers
+//   a    [groups, m, k]                      e4m3, K-major          TMA, 128-byte swizzle
+//   b    [groups, n, k]                      e4m3, K-major          TMA, 128-byte swizzle
+//   sfa  [groups, m, ceil(k/128)]            f32, any strides       TMA where MN-major and aligned, else cp.async
+//   sfb  [groups, ceil(n/128), ceil(k/128)]  f32, any strides       cp.async, one float a tile and step
+//   d    [groups, m, n]                      bf16 or f32            TMA store, or straight from registers
 //
-// Tile      BLOCK_M x BLOCK_N x 128, BLOCK_M = 64 * kNumMathWarpgroups; a ring of kNumStages; persistent, tiles from
-//           Scheduler::next. BLOCK_N divides 128, so one sfb serves a tile's whole step.
-// Roles     warpgroups 0 .. kNumMathWarpgroups - 1: 64 rows each: WGMMA, promotion, epilogue.
-//           the last warpgroup: its first warp is the producer; it gives its registers to the others.
-// Barriers  full[stage]:  1 arrival with the bytes of TMA, and those of cp.async (scale_loader.cuh).  Parity: phase.
-//           empty[stage]: one arrival of each math warp.  Parity: phase ^ 1.
-//           named 1 + warpgroup: the epilogue's own 128 threads.
-// Shared    Fp8GemmShared below; static_assert keeps it within 232,448 bytes.
+// Tile      BLOCK_M = 64 * kNumMathWarpgroups rows of a, BLOCK_N of b, steps of 128 of K; a ring of kNumStages;
+// persistent.
+//           BLOCK_N divides 128, so one sfb serves a tile's whole step.
+// Roles     warpgroups 0 .. kNumMathWarpgroups - 1: 64 rows of a each: WGMMA, promotion, epilogue.
+//           the last warpgroup: three of its warps load (fp8_gemm_producer.cuh); it gives its registers to the others.
+// Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each math warp.
+//           queue: tiles from the first loading warp to all others.
+// Shared    Fp8GemmShared below.
 // Numerics  WGMMA accumulates 128 of K in its own precision; float32 registers take that times sfa * sfb (promote.cuh).
 //           The order of additions depends on k alone, not on the tile, the CTA or the other rows.
-// Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros and cuts off the store.
+// Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 
-#include "device/epilogue.cuh"
-#include "device/pipeline.cuh"
 #include "device/promote.cuh"
-#include "device/scale_loader.cuh"
-#include "device/scheduler.cuh"
+#include "device/store.cuh"
 #include "device/tile.cuh"
-#include "kernels/fp8_gemm_arguments.h"
+#include "kernels/fp8_gemm_producer.cuh"
 #include "ptx/wgmma.cuh"
 
 namespace dso {
-
-inline constexpr int kBlockK = 128;      // of K: a swizzled row, and the extent of a scale
-inline constexpr int kScaleBlock = 128;  // rows and columns of B that share a scale
 
 /// One line of launch/fp8_gemm_configs.def, for the compiler.
 template <int kNumMathWarpgroups_, int BLOCK_N_, int kNumStages_>
 struct Fp8GemmShape {
     static constexpr int kNumMathWarpgroups = kNumMathWarpgroups_, kNumStages = kNumStages_;
-    static constexpr int BLOCK_M = kNumMathWarpgroups * kWarpgroupRows, BLOCK_N = BLOCK_N_;
-    static constexpr int kNumThreads = (kNumMathWarpgroups + 1) * kWarpgroupThreads;
+    static constexpr int kMaxRows = 64 * kNumMathWarpgroups, kRowStep = kMaxRows, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
+    static constexpr int kNumMathThreads = 128 * kNumMathWarpgroups, kNumThreads = kNumMathThreads + 128;
+    static constexpr int kNumStageWarps = kNumMathThreads / 32;
+    static constexpr bool kCanSplit = false;
 
     // Registers a thread, of 65,536 in all: what the producer needs, and as many as the math warpgroups can have.
     static constexpr int kProducerRegisters = 56;
@@ -50,134 +46,212 @@ struct Fp8GemmShape {
                   "more math warpgroups leave too few registers for 64 x 128 sums and partials");
 };
 
-template <typename Shape, typename Epilogue>
+template <typename Shape>
 struct Fp8GemmShared {
-    alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::BLOCK_M * kBlockK];
-    alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * kBlockK];
-    typename Epilogue::Shared epilogue[Shape::kNumMathWarpgroups];
-    alignas(128) float sfa[Shape::kNumStages][Shape::BLOCK_M];  // TMA writes to multiples of 128 bytes
+    alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * Shape::BLOCK_K];
+    alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
+    // A warp's 16 rows of the output, 64 columns each. (TMA's swizzle goes by the address: whole atoms.)
+    alignas(kSwizzleAtomBytes) uint8_t panels[Shape::kNumMathThreads / 32][Shape::BLOCK_N / 64][16 * kSwizzleBytes];
+    alignas(128) float sfa[Shape::kNumStages][Shape::kMaxRows];  // TMA writes to multiples of 128
     float sfb[Shape::kNumStages];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
+    TileQueue queue;
 };
 
-/// The producer warp's whole life: keeps the ring filled.
-template <typename Shape, typename Scales, typename Scheduler, typename Shared>
-DSO_DEVICE void fp8_gemm_produce(Scheduler scheduler, Shared& shared, const Fp8GemmMaps& maps,
-                                 const Fp8GemmArguments& arguments) {
-    constexpr uint32_t kStageBytes = (Shape::BLOCK_M + Shape::BLOCK_N) * kBlockK + Scales::kNumBytes;
-    const int lane = threadIdx.x % 32;
-    const int num_k_blocks = ceil_div(arguments.k, kBlockK);
-    typename Pipeline<Shape::kNumStages>::State state;
+template <typename Shape>
+class Fp8GemmConsumer {
+  public:
+    using Shared = Fp8GemmShared<Shape>;
 
-    for (Tile tile; scheduler.next(tile);) {
-        const int first_row = tile.m_block * Shape::BLOCK_M, first_column = tile.n_block * Shape::BLOCK_N;
-        StepScales scales{&maps.sfa,
-                          arguments.sfa,
-                          arguments.sfa_stride_m,
-                          arguments.sfb + first_column / kScaleBlock * arguments.sfb_stride_n,
-                          first_row,
-                          0,
-                          arguments.m};
-        for (; scales.k_block < num_k_blocks; ++scales.k_block, state.advance()) {
-            shared.pipeline.acquire(state);
-            uint64_t* full = &shared.pipeline.full[state.stage];
-            if (lane == 0) {
-                const int column = scales.k_block * kBlockK;
-                ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
-                ptx::tma_load_2d(shared.a[state.stage], &maps.a, full, column, first_row);
-                ptx::tma_load_2d(shared.b[state.stage], &maps.b, full, column, first_column);
+    DSO_DEVICE Fp8GemmConsumer(Shared& shared, const TensorMap* map_d, const Fp8GemmArguments& arguments,
+                               const DirectOutput& output, int warp)
+        : shared_(shared),
+          map_d_(map_d),
+          arguments_(arguments),
+          output_(output),
+          warp_(warp),
+          lane_(threadIdx.x % 32),
+          a_(shared.a[0] + warp / 4 * 64 * Shape::BLOCK_K),
+          b_(shared.b[0]) {}
+
+    DSO_DEVICE void run() {
+        for (;; shared_.queue.pop(num_tiles_)) {
+            const GemmTile& tile = shared_.queue.front(num_tiles_);
+            if (tile.num_rows == 0) break;
+            if (tile.num_rows > warp_ / 4 * 64) {
+                compute(tile);
+            } else {
+                pass_over();
             }
-            Scales::load(shared.sfa[state.stage], &shared.sfb[state.stage], full, scales, lane);
-            scales.sfa += arguments.sfa_stride_k;
-            scales.sfb += arguments.sfb_stride_k;
+        }
+        if (lane_ == 0) ptx::tma_store_wait_read<0>();  // shared memory must outlive the last store's reads
+    }
+
+  private:
+    static constexpr int kNumSums = Shape::BLOCK_N / 2;
+    using Wgmma = ptx::WgmmaE4M3<Shape::BLOCK_N>;
+
+    /// None of the tile's rows are this warpgroup's.
+    DSO_DEVICE void pass_over() {
+        for (int i = ceil_div(arguments_.k, Shape::BLOCK_K); i > 0; --i, advance()) {
+            shared_.pipeline.wait(state_);
+            release_stage();
         }
     }
-}
 
-/// One step of a math warpgroup: 64 x BLOCK_N x 128 on the tensor cores, then promotion.
-template <typename Shape, typename Shared>
-DSO_DEVICE void fp8_gemm_step(Shared& shared, const typename Pipeline<Shape::kNumStages>::State& state,
-                              uint64_t descriptor_a, uint64_t descriptor_b, int row,
-                              float (&partial)[Shape::BLOCK_N / 2], float (&sum)[Shape::BLOCK_N / 2]) {
-    constexpr int kWgmmaK = 32;
-    shared.pipeline.wait(state);
-    const float sfb = shared.sfb[state.stage];
-    const float upper = shared.sfa[state.stage][row] * sfb, lower = shared.sfa[state.stage][row + 8] * sfb;
-
-    ptx::keep_in_order(partial);
-    ptx::wgmma_fence();
+    DSO_DEVICE void compute(const GemmTile& tile) {
+        float sum[kNumSums], partial[kNumSums];
 #pragma unroll
-    for (int k = 0; k < kBlockK; k += kWgmmaK) {
-        ptx::WgmmaE4M3<Shape::BLOCK_N>::mma(partial, advance_descriptor(descriptor_a, k),
-                                            advance_descriptor(descriptor_b, k), k != 0);
-    }
-    ptx::wgmma_commit();
-    ptx::keep_in_order(partial);
-    ptx::wgmma_wait<0>();
-    ptx::keep_in_order(partial);
+        for (int i = 0; i < kNumSums; ++i) sum[i] = 0.f;
 
-    __syncwarp();  // every lane has read its scales
-    if (threadIdx.x % 32 == 0) shared.pipeline.release(state);
-    promote(sum, partial, upper, lower);
-}
-
-/// A math warpgroup's whole life: a tile's steps, then its epilogue.
-template <typename Shape, typename Epilogue, typename Scheduler, typename Shared>
-DSO_DEVICE void fp8_gemm_consume(Scheduler scheduler, Shared& shared, const TensorMap* map_d,
-                                 const Fp8GemmArguments& arguments, const DirectOutput& output, int warpgroup) {
-    const int num_k_blocks = ceil_div(arguments.k, kBlockK);
-    const int first_row = warpgroup * kWarpgroupRows;  // within the tile
-    const int row = first_row + threadIdx.x % kWarpgroupThreads / 32 * 16 + threadIdx.x % 32 / 4;
-    // Nothing should be computed between two WGMMAs: one base, to which a step adds its stage.
-    const uint64_t base_a = wgmma_descriptor(shared.a[0] + first_row * kBlockK);
-    const uint64_t base_b = wgmma_descriptor(shared.b[0]);
-    typename Pipeline<Shape::kNumStages>::State state;
-
-    for (Tile tile; scheduler.next(tile);) {
-        float partial[Shape::BLOCK_N / 2], sum[Shape::BLOCK_N / 2];
+        for (int i = ceil_div(arguments_.k, Shape::BLOCK_K); i > 0; --i, advance()) {
+            shared_.pipeline.wait(state_);
+            const float sfb = shared_.sfb[state_.stage];
+            const float* sfa = &shared_.sfa[state_.stage][warp_ * 16 + lane_ / 4];
+            const float upper = sfa[0] * sfb, lower = sfa[8] * sfb;
+            const uint64_t a = a_.get(), b = b_.get();
+            ptx::keep_in_order(partial);
+            ptx::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < Shape::BLOCK_N / 2; ++i) sum[i] = 0.f;
-        for (int k_block = 0; k_block < num_k_blocks; ++k_block, state.advance()) {
-            fp8_gemm_step<Shape>(shared, state, advance_descriptor(base_a, state.stage * sizeof(shared.a[0])),
-                                 advance_descriptor(base_b, state.stage * sizeof(shared.b[0])), row, partial, sum);
+            for (int k = 0; k < Shape::BLOCK_K; k += 32)
+                Wgmma::mma(partial, advance_descriptor(a, k), advance_descriptor(b, k), k != 0);
+            ptx::wgmma_commit();
+            ptx::keep_in_order(partial);
+            ptx::wgmma_wait<0>();
+            ptx::keep_in_order(partial);
+            release_stage();
+            promote(sum, partial, upper, lower);
         }
-        const OutputTile at{tile.m_block * Shape::BLOCK_M + first_row, tile.n_block * Shape::BLOCK_N, arguments.m,
-                            arguments.n};
-        Epilogue::store(sum, at, map_d, output, shared.epilogue[warpgroup], warpgroup);
-    }
-    Epilogue::finish();
-}
 
-template <typename Shape, typename Scales, typename Epilogue, typename Scheduler>
+        if (output_.is_bf16 && !output_.accumulate) {
+            store_bf16(sum, tile);
+        } else {
+            store_direct(sum, tile);
+        }
+    }
+
+    DSO_DEVICE void advance() {
+        a_.advance(state_.stage);
+        b_.advance(state_.stage);
+        state_.advance();
+    }
+
+    DSO_DEVICE void release_stage() {
+        __syncwarp();  // every lane has read its scales
+        if (lane_ == 0) shared_.pipeline.release(state_);
+    }
+
+    DSO_DEVICE int64_t row_offset(const GemmTile& tile, int row) const {
+        return tile.a_matrix * output_.stride_matrix + (tile.first_row + row) * output_.stride;
+    }
+
+    /// Whether row `row` of the tile is the tile's own. Rows of a contiguous layout each say whose they are.
+    DSO_DEVICE bool is_owned(const GemmTile& tile, int row) const {
+        return row < tile.num_rows && (arguments_.schedule.row_layout != RowLayout::kContiguous ||
+                                       arguments_.schedule.layout[tile.first_row + row] == tile.b_matrix);
+    }
+
+    /// A warp's 16 rows through its panels. By TMA, while the next tile is computed, where all of them are the tile's
+    /// own or there is nothing else that they could be; row by row where they are not.
+    DSO_DEVICE void store_bf16(const float (&sum)[kNumSums], const GemmTile& tile) {
+        const int lane = ptx::compute_here(lane_), row = warp_ * 16;
+        if (lane == 0) ptx::tma_store_wait_read<0>();  // the tile before has left the panels
+        __syncwarp();
+        auto& panels = shared_.panels[warp_];
+#pragma unroll
+        for (int j = 0; j < Shape::BLOCK_N / 16; ++j) {
+            const float* x = &sum[8 * j];
+            ptx::stmatrix_x4(panels[j / 4] + swizzled_offset(lane % 16, j % 4 * 2 + lane / 16),
+                             ptx::pack_bf16x2(x[0], x[1]), ptx::pack_bf16x2(x[2], x[3]), ptx::pack_bf16x2(x[4], x[5]),
+                             ptx::pack_bf16x2(x[6], x[7]));
+        }
+        const bool whole = arguments_.schedule.row_layout == RowLayout::kDense ||
+                           __all_sync(0xFFFFFFFF, is_owned(tile, row + lane % 16));
+        if (whole) {
+            ptx::fence_proxy_async_shared();
+            __syncwarp();
+            if (lane == 0) store_by_tma(tile, row);
+        } else {
+            __syncwarp();
+            copy_rows(tile, row, lane);
+        }
+    }
+
+    DSO_DEVICE void store_by_tma(const GemmTile& tile, int row) {
+#pragma unroll
+        for (int panel = 0; panel < Shape::BLOCK_N / 64; ++panel) {
+            const int column = tile.n_block * Shape::BLOCK_N + panel * 64;
+            if (column < arguments_.schedule.n && row < tile.num_rows)
+                ptx::tma_store_3d(map_d_, shared_.panels[warp_][panel], column, tile.first_row + row, tile.a_matrix);
+        }
+        ptx::tma_store_commit();
+    }
+
+    /// Eight lanes store 128 neighbouring bytes.
+    DSO_DEVICE void copy_rows(const GemmTile& tile, int row, int lane) {
+#pragma unroll 1
+        for (int i = lane; i < 16 * Shape::BLOCK_N / 8; i += 32) {
+            const int r = i / (Shape::BLOCK_N / 8), chunk = i % (Shape::BLOCK_N / 8);
+            const int column = tile.n_block * Shape::BLOCK_N + 8 * chunk;
+            if (column >= arguments_.schedule.n || !is_owned(tile, row + r)) continue;
+            const uint8_t* value = shared_.panels[warp_][chunk / 8] + swizzled_offset(r, chunk % 8);
+            auto* d = static_cast<uint16_t*>(output_.d) + row_offset(tile, row + r) + column;
+            *reinterpret_cast<uint4*>(d) = *reinterpret_cast<const uint4*>(value);
+        }
+    }
+
+    DSO_DEVICE void store_direct(const float (&sum)[kNumSums], const GemmTile& tile) {
+        const int lane = ptx::compute_here(lane_);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = warp_ * 16 + lane / 4 + 8 * half;
+            if (!is_owned(tile, row)) continue;
+            const int64_t first = row_offset(tile, row);
+#pragma unroll
+            for (int j = 0; j < Shape::BLOCK_N / 8; ++j) {
+                const int column = tile.n_block * Shape::BLOCK_N + 8 * j + 2 * (lane % 4);
+                const float* x = &sum[4 * j + 2 * half];
+                if (column >= arguments_.schedule.n) continue;
+                store_element(output_, first + column, x[0]);
+                store_element(output_, first + column + 1, x[1]);
+            }
+        }
+    }
+
+    Shared& shared_;
+    const TensorMap* map_d_;
+    const Fp8GemmArguments& arguments_;
+    const DirectOutput& output_;
+    const int warp_, lane_;
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0])> a_;
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0])> b_;
+    typename Pipeline<Shape::kNumStages>::State state_;
+    uint32_t num_tiles_ = 0;
+};
+
+template <typename Shape>
 __global__ void __launch_bounds__(Shape::kNumThreads, 1)
     sm90_fp8_gemm_kernel(const __grid_constant__ Fp8GemmMaps maps, const __grid_constant__ Fp8GemmArguments arguments,
                          const __grid_constant__ DirectOutput output) {
-    using Shared = Fp8GemmShared<Shape, Epilogue>;
+    using Shared = Fp8GemmShared<Shape>;
     static_assert(sizeof(Shared) <= 232448, "more shared memory than a CTA can have");
-
     extern __shared__ __align__(kSwizzleAtomBytes) uint8_t dynamic_shared[];
     auto& shared = *reinterpret_cast<Shared*>(dynamic_shared);
     // The same value in the whole warp, and the compiler must know it: roles are branches, not predicates.
-    const int warpgroup = __shfl_sync(0xFFFFFFFF, threadIdx.x / kWarpgroupThreads, 0);
-    const bool is_producer = warpgroup == Shape::kNumMathWarpgroups;
+    const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
+    constexpr int kProducerWarp = Shape::kNumMathThreads / 32;
 
-    if (threadIdx.x == 0) {
-        ptx::prefetch_tensor_map(&maps.a);
-        ptx::prefetch_tensor_map(&maps.b);
-        shared.pipeline.init(1 + Scales::kNumArrivals, Shape::kNumMathWarpgroups * 4);
-    }
+    if (warp == kProducerWarp) init_fp8_gemm<Shape>(shared, maps, arguments);
     __syncthreads();
+    ptx::grid_launch_dependents();
 
-    const Scheduler scheduler(ceil_div(arguments.m, Shape::BLOCK_M), ceil_div(arguments.n, Shape::BLOCK_N), blockIdx.x,
-                              gridDim.x);
-    if (is_producer) {
+    if (warp >= kProducerWarp) {
         ptx::setmaxnreg_dec<Shape::kProducerRegisters>();
-        if (threadIdx.x % kWarpgroupThreads / 32 == 0) {
-            fp8_gemm_produce<Shape, Scales>(scheduler, shared, maps, arguments);
-        }
+        if (warp < kProducerWarp + kNumLoaderWarps)
+            produce_fp8_gemm<Shape>(shared, maps, arguments, warp - kProducerWarp, blockIdx.x, gridDim.x);
     } else {
         ptx::setmaxnreg_inc<Shape::kMathRegisters>();
-        fp8_gemm_consume<Shape, Epilogue>(scheduler, shared, &maps.d, arguments, output, warpgroup);
+        Fp8GemmConsumer<Shape>(shared, &maps.d, arguments, output, warp).run();
     }
 }
 

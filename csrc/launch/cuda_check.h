@@ -14,10 +14,3 @@
             return ::dso::fail(DSO_CUDA_ERROR, "%s: %s", #expression, cudaGetErrorString(dso_error_)); \
         }                                                                                              \
     } while (0)
-
-// Returns from the enclosing function when `expression`, a dso_status, is not DSO_OK.
-#define DSO_TRY(expression)                            \
-    do {                                               \
-        const dso_status dso_status_ = (expression);   \
-        if (dso_status_ != DSO_OK) return dso_status_; \
-    } while (0)

@@ -42,19 +42,48 @@ typedef struct dso_fp8_gemm {
     int64_t a_stride, b_stride, d_stride;  // between rows
     int64_t sfa_stride_m, sfa_stride_k;
     int64_t sfb_stride_n, sfb_stride_k;
-    dso_dtype d_dtype;  // DSO_BF16 or DSO_F32
-    int accumulate;     // 0: overwrite d; 1: add to it
+    dso_dtype d_dtype;    // DSO_BF16 or DSO_F32
+    int accumulate;       // 0: overwrite d; 1: add to it
+    int batch_invariant;  // 1: a row's bits depend on that row, b and k alone
 } dso_fp8_gemm;
 
 DSO_API dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream stream);
 
-// The tile that dso_fp8_gemm_nt takes for a shape on a GPU of `num_sms`: block_m, block_n, ...
-typedef struct dso_fp8_gemm_config {
-    int block_m, block_n, num_stages, shared_bytes;
-} dso_fp8_gemm_config;
+// What computes a shape: a compiled tile, and the number of CTAs that share one along k.
+typedef struct dso_fp8_gemm_plan {
+    int config;  // its place in fp8_gemm_configs.def
+    int block_m, block_n, num_stages, swaps_operands, shared_bytes;
+    int num_splits;
+} dso_fp8_gemm_plan;
 
-DSO_API dso_status dso_select_fp8_gemm_config(int64_t m, int64_t n, int64_t k, int num_sms,
-                                              dso_fp8_gemm_config* config);
+// The plan that dso_fp8_gemm_nt follows on a GPU of `num_sms`.
+DSO_API dso_status dso_plan_fp8_gemm(int64_t m, int64_t n, int64_t k, int batch_invariant, int num_sms,
+                                     dso_fp8_gemm_plan* plan);
+
+// dso_fp8_gemm_nt by a plan of one's own: any config, and 1, 2, 4 or 8 splits where it swaps operands.
+DSO_API dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm* gemm, int config, int num_splits, dso_stream stream);
+
+// Which rows of a meet which matrix of b.
+typedef enum dso_row_layout {
+    DSO_ROWS_MASKED = 1,   // a and d are num_groups matrices; the first layout[i] rows of matrix i meet matrix i of b
+    DSO_ROWS_OFFSETS = 2,  // rows layout[i] to layout[i + 1] meet matrix i; an offset counts as the largest so far
+    DSO_ROWS_CONTIGUOUS =
+        3  // row r meets matrix layout[r], constant within segments of 128 but for indices of no group
+} dso_row_layout;
+
+// dso_fp8_gemm_nt for rows of several groups, each with a matrix of b of its own. Nobody's rows are not written.
+typedef struct dso_m_grouped_fp8_gemm {
+    dso_fp8_gemm gemm;                                         // of one matrix of a, of b and of d each
+    int64_t a_stride_group, sfa_stride_group, d_stride_group;  // only for DSO_ROWS_MASKED
+    int64_t b_stride_group, sfb_stride_group;
+    int64_t num_groups;
+    dso_row_layout row_layout;
+    const int32_t* layout;
+    int64_t expected_m;  // a guess of the rows of a group, at least 1
+    int clear_unowned;   // 1: nobody's rows become zeros
+} dso_m_grouped_fp8_gemm;
+
+DSO_API dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm* gemm, dso_stream stream);
 
 // q, sf = x quantized with one scale per row per 128 columns.
 typedef struct dso_per_token_cast {

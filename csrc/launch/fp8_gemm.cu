@@ -1,46 +1,143 @@
-// From a checked GEMM to a launched kernel: tensor maps, tile, instance.
+// From a checked GEMM to a launched kernel: plan, tensor maps, instance.
 #include "launch/fp8_gemm.h"
 
+#include <algorithm>
+#include <climits>
+
 #include "device/math.cuh"
+#include "kernels/clear_rows.cuh"
 #include "launch/cuda_check.h"
 #include "launch/device_info.h"
 #include "launch/fp8_gemm_checks.h"
 #include "launch/fp8_gemm_config.h"
+#include "launch/launch.h"
 #include "launch/tensor_map.h"
 
 namespace dso {
 
-#define DSO_FP8_GEMM(num_math_warpgroups, block_n, num_stages) \
-    extern template dso_status launch_fp8_gemm<num_math_warpgroups, block_n, num_stages>(const Fp8GemmLaunch&);
+#define DSO_FP8_GEMM(...) extern template dso_status launch_fp8_gemm<__VA_ARGS__>(const Fp8GemmLaunch&);
+#define DSO_FP8_SWAP_AB(...) extern template dso_status launch_fp8_swap_ab<__VA_ARGS__>(const Fp8GemmLaunch&);
 #include "launch/fp8_gemm_configs.def"
 #undef DSO_FP8_GEMM
+#undef DSO_FP8_SWAP_AB
 
 namespace {
 
 using Launcher = dso_status (*)(const Fp8GemmLaunch&);
 constexpr Launcher kLaunchers[] = {
-#define DSO_FP8_GEMM(num_math_warpgroups, block_n, num_stages) \
-    launch_fp8_gemm<num_math_warpgroups, block_n, num_stages>,
+#define DSO_FP8_GEMM(...) launch_fp8_gemm<__VA_ARGS__>,
+#define DSO_FP8_SWAP_AB(...) launch_fp8_swap_ab<__VA_ARGS__>,
 #include "launch/fp8_gemm_configs.def"
 #undef DSO_FP8_GEMM
+#undef DSO_FP8_SWAP_AB
 };
 
-// An operand's tiles are rows of 128 bytes, under the swizzle that WGMMA reads.
-TmaMatrix e4m3_tiles(const void* base, int64_t rows, int64_t k, int64_t stride, int box_rows) {
-    return {base, rows, k, stride, 1, box_rows, 128, true};
+/// One GEMM, or several: the dense one is a group by itself.
+struct GroupedGemm {
+    const dso_m_grouped_fp8_gemm& group;
+    const dso_fp8_gemm& gemm;
+    RowLayout row_layout;
+
+    int64_t num_a_matrices() const { return row_layout == RowLayout::kMasked ? group.num_groups : 1; }
+};
+
+/// Where a step's run of sfa can come by TMA. A run must start at a multiple of 16 bytes, too, and groups without
+/// padding start anywhere.
+bool is_mn_major_tma_aligned(const GroupedGemm& x) {
+    const dso_fp8_gemm& gemm = x.gemm;
+    return x.row_layout != RowLayout::kOffsets && (gemm.sfa_stride_m == 1 || gemm.m == 1) &&
+           reinterpret_cast<uintptr_t>(gemm.sfa) % 16 == 0 &&
+           (gemm.k <= 128 || (gemm.sfa_stride_k % 4 == 0 && gemm.sfa_stride_k >= gemm.m)) &&
+           (x.num_a_matrices() == 1 || x.group.sfa_stride_group % 4 == 0);
 }
 
-// The epilogue stores a warpgroup's 64 rows in panels of 64 bfloat16 columns.
-TmaMatrix bf16_panels(const dso_fp8_gemm& gemm) { return {gemm.d, gemm.m, gemm.n, gemm.d_stride, 2, 64, 64, true}; }
+// Operands are tiles of rows of 128 bytes, under the swizzle that WGMMA reads.
+dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmLaunch& launch) {
+    const dso_fp8_gemm& gemm = x.gemm;
+    const dso_m_grouped_fp8_gemm& group = x.group;
+    const int64_t k = gemm.k, matrices = x.num_a_matrices();
+    const bool dense = x.row_layout == RowLayout::kDense;
+    // A group's rows end anywhere: half a box less is loaded of what is not its own.
+    const int box_rows = dense || tile.max_rows < 64 ? tile.max_rows : tile.max_rows / 2;
+    Fp8GemmArguments& arguments = launch.arguments;
+    arguments.a_box_rows = static_cast<int>(dense ? std::min<int64_t>(gemm.m, box_rows) : box_rows);
 
-// A step's scales are a run of the rows of an MN-major sfa: a matrix of ceil(k / 128) rows of m.
-TmaMatrix sfa_runs(const dso_fp8_gemm& gemm, int block_m) {
-    return {gemm.sfa, ceil_div<int64_t>(gemm.k, 128), gemm.m, gemm.sfa_stride_k, 4, 1, block_m, false};
+    DSO_TRY(encode_tensor_map(
+        {gemm.a, matrices, gemm.m, k, group.a_stride_group, gemm.a_stride, 1, arguments.a_box_rows, 128, true},
+        &launch.maps.a));
+    DSO_TRY(encode_tensor_map(
+        {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, tile.block_n, 128, true},
+        &launch.maps.b));
+    // A step's scales are a run of the rows of an MN-major sfa: a matrix of ceil(k / 128) rows of m.
+    arguments.sfa_by_tma = is_mn_major_tma_aligned(x);
+    if (arguments.sfa_by_tma)
+        DSO_TRY(encode_tensor_map({gemm.sfa, matrices, ceil_div<int64_t>(k, 128), gemm.m, group.sfa_stride_group,
+                                   gemm.sfa_stride_k, 4, 1, tile.max_rows, false},
+                                  &launch.maps.sfa));
+    // A warp stores its 16 rows in panels of 64 columns.
+    if (!tile.swaps_operands && gemm.d_dtype == DSO_BF16 && !gemm.accumulate)
+        DSO_TRY(encode_tensor_map(
+            {gemm.d, matrices, gemm.m, gemm.n, group.d_stride_group, gemm.d_stride, 2, 16, 64, true}, &launch.maps.d));
+    return DSO_OK;
 }
 
-bool is_mn_major_tma_aligned(const dso_fp8_gemm& gemm) {
-    return (gemm.sfa_stride_m == 1 || gemm.m == 1) && reinterpret_cast<uintptr_t>(gemm.sfa) % 16 == 0 &&
-           (gemm.k <= 128 || (gemm.sfa_stride_k % 4 == 0 && gemm.sfa_stride_k >= gemm.m));
+/// Whether to start while the kernel before ends. CTAs that start early take the SMs in the order in which these become
+/// free. So a large GEMM's neighbouring tiles do not get neighbouring SMs, whose equal reads L2 would serve at once;
+/// and where several CTAs share an SM, some SMs get more of them than others: a long kernel loses more by that than it
+/// gains.
+bool gains_by_overlap(const GroupedGemm& x, const Fp8GemmConfig& tile) {
+    constexpr double kLarge = 2e10, kLong = 3.3e7;  // multiply-adds; bytes of weights
+    const dso_fp8_gemm& gemm = x.gemm;
+    const double weights = static_cast<double>(gemm.n) * gemm.k * std::max<int64_t>(x.group.num_groups, 1);
+    const bool is_dense = x.row_layout == RowLayout::kDense;
+    if (is_dense && weights * static_cast<double>(gemm.m) > kLarge) return false;
+    return tile.ctas_per_sm == 1 || weights < kLong;
+}
+
+/// No more tiles than this, whatever the layout says.
+int64_t most_tiles(const GroupedGemm& x, const Fp8GemmConfig& tile) {
+    const int64_t num_n_blocks = ceil_div<int64_t>(x.gemm.n, tile.block_n);
+    const int64_t num_row_blocks = ceil_div<int64_t>(x.gemm.m, tile.max_rows);
+    switch (x.row_layout) {
+        case RowLayout::kDense:
+            return num_row_blocks * num_n_blocks;
+        case RowLayout::kMasked:
+            return num_row_blocks * num_n_blocks * x.group.num_groups;
+        case RowLayout::kOffsets:
+            return (num_row_blocks + x.group.num_groups) * num_n_blocks;
+        default:
+            return (num_row_blocks + ceil_div<int64_t>(x.gemm.m, kSegmentRows)) * num_n_blocks;
+    }
+}
+
+dso_status launch_by_plan(const GroupedGemm& x, const Fp8GemmPlan& plan, int device, int num_sms, dso_stream stream) {
+    const dso_fp8_gemm& gemm = x.gemm;
+    const dso_m_grouped_fp8_gemm& group = x.group;
+    const Fp8GemmConfig& tile = plan.tile();
+    const int64_t num_tiles = most_tiles(x, tile), slots = int64_t{num_sms} * tile.ctas_per_sm;
+    if (num_tiles + slots > INT_MAX) return fail(DSO_INVALID, "fp8_gemm_nt: more than 2^31 tiles");
+
+    Fp8GemmLaunch launch{};
+    launch.stream = stream;
+    launch.device = device;
+    launch.cluster_size = plan.num_splits;
+    launch.overlaps_predecessor = gains_by_overlap(x, tile);
+    launch.num_ctas = static_cast<int>(plan.num_splits > 1 ? num_tiles * plan.num_splits : std::min(num_tiles, slots));
+    Fp8GemmArguments& arguments = launch.arguments;
+    arguments.schedule = {x.row_layout, group.layout, static_cast<int>(group.num_groups), static_cast<int>(gemm.m),
+                          static_cast<int>(gemm.n)};
+    arguments.k = static_cast<int>(gemm.k);
+    arguments.sfa = gemm.sfa;
+    arguments.sfb = gemm.sfb;
+    arguments.sfa_stride_matrix = group.sfa_stride_group;
+    arguments.sfa_stride_m = gemm.sfa_stride_m;
+    arguments.sfa_stride_k = gemm.sfa_stride_k;
+    arguments.sfb_stride_matrix = group.sfb_stride_group;
+    arguments.sfb_stride_n = gemm.sfb_stride_n;
+    arguments.sfb_stride_k = gemm.sfb_stride_k;
+    launch.output = {gemm.d, group.d_stride_group, gemm.d_stride, gemm.d_dtype == DSO_BF16, gemm.accumulate != 0};
+    DSO_TRY(encode_maps(x, tile, launch));
+    return kLaunchers[plan.config](launch);
 }
 
 /// k = 0: the sum of nothing.
@@ -53,37 +150,62 @@ dso_status clear_output(const dso_fp8_gemm& gemm, dso_stream stream) {
     return DSO_OK;
 }
 
+dso_status launch_dense(const dso_fp8_gemm& gemm, const Fp8GemmPlan* plan, dso_stream stream) {
+    DSO_TRY(check_fp8_gemm(gemm));
+    if (gemm.m == 0 || gemm.n == 0) return DSO_OK;
+    if (gemm.k == 0) return clear_output(gemm, stream);
+    if (plan && !is_possible(*plan, gemm.m, gemm.n, gemm.k)) return fail(DSO_INVALID, "fp8_gemm_nt: no such plan");
+    int device, num_sms;
+    DSO_TRY(current_device(&device, &num_sms));
+    dso_m_grouped_fp8_gemm group{};
+    group.num_groups = 1;
+    return launch_by_plan({group, gemm, RowLayout::kDense},
+                          plan ? *plan : plan_fp8_gemm(gemm.m, gemm.n, gemm.k, gemm.batch_invariant != 0, num_sms),
+                          device, num_sms, stream);
+}
+
+dso_status clear_rows(const dso_m_grouped_fp8_gemm& group, RowLayout row_layout, bool clears_owned, int num_sms,
+                      dso_stream stream) {
+    const dso_fp8_gemm& gemm = group.gemm;
+    const int element = gemm.d_dtype == DSO_BF16 ? 2 : 4;
+    const int64_t num_matrices = row_layout == RowLayout::kMasked ? group.num_groups : 1;
+    const ClearRowsArguments arguments{{row_layout, group.layout, static_cast<int>(group.num_groups),
+                                        static_cast<int>(gemm.m), static_cast<int>(gemm.n)},
+                                       static_cast<uint8_t*>(gemm.d),
+                                       num_matrices,
+                                       group.d_stride_group * element,
+                                       gemm.d_stride * element,
+                                       gemm.n * element,
+                                       clears_owned};
+    const int64_t num_ctas = ceil_div<int64_t>(num_matrices * gemm.m, kClearThreads / 32);
+    const int grid = static_cast<int>(std::min<int64_t>(num_ctas, num_sms * 8));
+    return launch_kernel(clear_rows_kernel, {dim3(grid), dim3(kClearThreads), 0, stream}, arguments);
+}
+
 }  // namespace
 }  // namespace dso
 
 extern "C" dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream stream) {
+    return dso::launch_dense(*gemm, nullptr, stream);
+}
+
+extern "C" dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm* gemm, int config, int num_splits, dso_stream stream) {
+    const dso::Fp8GemmPlan plan{config, num_splits};
+    return dso::launch_dense(*gemm, &plan, stream);
+}
+
+extern "C" dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm* group, dso_stream stream) {
     using namespace dso;
-    DSO_TRY(check_fp8_gemm(*gemm));
-    if (gemm->m == 0 || gemm->n == 0) return DSO_OK;
-    if (gemm->k == 0) return clear_output(*gemm, stream);
-
-    Fp8GemmLaunch launch{};
-    launch.stream = stream;
-    DSO_TRY(current_device(&launch.device, &launch.num_sms));
-    const int chosen = select_fp8_gemm_config(gemm->m, gemm->n, gemm->k, launch.num_sms);
-    const Fp8GemmConfig& config = kFp8GemmConfigs[chosen];
-
-    Fp8GemmMaps& maps = launch.maps;
-    DSO_TRY(encode_tensor_map(e4m3_tiles(gemm->a, gemm->m, gemm->k, gemm->a_stride, config.block_m()), &maps.a));
-    DSO_TRY(encode_tensor_map(e4m3_tiles(gemm->b, gemm->n, gemm->k, gemm->b_stride, config.block_n), &maps.b));
-    launch.loads_scales_by_tma = is_mn_major_tma_aligned(*gemm);
-    if (launch.loads_scales_by_tma) DSO_TRY(encode_tensor_map(sfa_runs(*gemm, config.block_m()), &maps.sfa));
-    launch.stores_by_tma = gemm->d_dtype == DSO_BF16 && !gemm->accumulate;
-    if (launch.stores_by_tma) DSO_TRY(encode_tensor_map(bf16_panels(*gemm), &maps.d));
-    launch.arguments = {gemm->sfa,
-                        gemm->sfb,
-                        gemm->sfa_stride_m,
-                        gemm->sfa_stride_k,
-                        gemm->sfb_stride_n,
-                        gemm->sfb_stride_k,
-                        static_cast<int>(gemm->m),
-                        static_cast<int>(gemm->n),
-                        static_cast<int>(gemm->k)};
-    launch.output = {gemm->d, gemm->d_stride, gemm->d_dtype == DSO_BF16, gemm->accumulate != 0};
-    return kLaunchers[chosen](launch);
+    const dso_fp8_gemm& gemm = group->gemm;
+    DSO_TRY(check_m_grouped_fp8_gemm(*group));
+    if (gemm.m == 0 || gemm.n == 0) return DSO_OK;
+    const auto row_layout = static_cast<RowLayout>(group->row_layout);
+    if (row_layout == RowLayout::kMasked && group->num_groups == 0) return DSO_OK;
+    int device, num_sms;
+    DSO_TRY(current_device(&device, &num_sms));
+    if (group->clear_unowned) DSO_TRY(clear_rows(*group, row_layout, false, num_sms, stream));
+    if (group->num_groups == 0) return DSO_OK;
+    if (gemm.k == 0) return gemm.accumulate ? DSO_OK : clear_rows(*group, row_layout, true, num_sms, stream);
+    return launch_by_plan({*group, gemm, row_layout}, plan_grouped_fp8_gemm(group->expected_m, gemm.n, gemm.k), device,
+                          num_sms, stream);
 }

@@ -34,4 +34,29 @@ dso_status check_fp8_gemm(const dso_fp8_gemm& gemm) {
     return DSO_OK;
 }
 
+dso_status check_m_grouped_fp8_gemm(const dso_m_grouped_fp8_gemm& group) {
+    const auto wrong = [](const char* what) { return fail(DSO_INVALID, "m_grouped_fp8_gemm_nt: %s", what); };
+    DSO_TRY(check_fp8_gemm(group.gemm));
+    if (group.num_groups < 0 || group.num_groups > kMaxExtent) return wrong("the number of groups must be below 2^31");
+    if (group.num_groups > 1 && group.gemm.k > 0 && group.b_stride_group % 16 != 0)
+        return wrong("b must have aligned matrices");
+    if (group.expected_m < 1) return wrong("expected_m must be at least 1");
+    switch (group.row_layout) {
+        case DSO_ROWS_MASKED: {
+            const int64_t per_row = group.gemm.d_dtype == DSO_BF16 ? 8 : 4;  // elements of 16 bytes
+            const int64_t d_extent = (group.gemm.m - 1) * group.gemm.d_stride + group.gemm.n;
+            if (group.num_groups <= 1 || group.gemm.m == 0 || group.gemm.n == 0) return DSO_OK;
+            if (group.gemm.k > 0 && group.a_stride_group % 16 != 0) return wrong("a must have aligned matrices");
+            if (group.d_stride_group % per_row != 0 ||
+                group.d_stride_group < (group.gemm.m > 1 ? d_extent : group.gemm.n))
+                return wrong("d must have aligned matrices, apart from each other");
+            return DSO_OK;
+        }
+        case DSO_ROWS_OFFSETS:
+        case DSO_ROWS_CONTIGUOUS:
+            return DSO_OK;
+    }
+    return wrong("no such layout");
+}
+
 }  // namespace dso

@@ -1,52 +1,120 @@
 #include "launch/fp8_gemm_config.h"
 
 #include <algorithm>
+#include <climits>
 #include <iterator>
 
 #include "device/math.cuh"
+#include "launch/deepseek_kernels.h"
 #include "launch/status.h"
 
 namespace dso {
 namespace {
 
-// Estimates, not measurements (docs/fp8_gemm.md): of the tensor core's 8,192 operations a clock, the share that one,
-// two or three math warpgroups reach, promotion included; what an SM loads; and the clocks of a tile's start and end.
-constexpr double kMathRate[] = {0, 0.62 * 8192, 0.73 * 8192, 0.82 * 8192};
-constexpr double kLoadBytesPerClock = 48;  // from L2 into one SM while all load
-constexpr double kTileClocks = 1500;
+constexpr int kNumConfigs = static_cast<int>(std::size(kFp8GemmConfigs));
 
-double tile_clocks(const Fp8GemmConfig& config, int64_t num_k_blocks) {
-    const double operations = 2.0 * config.block_m() * config.block_n * 128;
-    const double bytes = (config.block_m() + config.block_n) * 128.0;
-    const double step = std::max(operations / kMathRate[config.num_math_warpgroups], bytes / kLoadBytesPerClock);
-    return num_k_blocks * step + kTileClocks;
+// Fitted to measurements on an H200 (docs/fp8_gemm.md), in microseconds.
+constexpr double kLaunch = 2.6;     // of any kernel, from the first load's latency to the last store
+constexpr double kReduction = 0.6;  // of sums between CTAs of a cluster
+constexpr double kBytesPerMicrosecond = 4.2e6;
+
+/// One step of 128 of K of a CTA that has its SM for itself, where nothing else holds it up.
+double step_time(const Fp8GemmConfig& tile) {
+    if (tile.swaps_operands) return (0.25 + 0.0019 * tile.max_rows) / (tile.num_warpgroups == 2 ? 1.35 : 1);
+    if (tile.block_n == 64) return tile.num_warpgroups == 1 ? 0.255 : 0.30;
+    return tile.num_warpgroups == 2 ? 0.46 : 0.60;
 }
 
-double estimated_clocks(const Fp8GemmConfig& config, int64_t m, int64_t n, int64_t k, int num_sms) {
-    const int64_t num_tiles = ceil_div<int64_t>(m, config.block_m()) * ceil_div<int64_t>(n, config.block_n);
-    return ceil_div<int64_t>(num_tiles, num_sms) * tile_clocks(config, ceil_div<int64_t>(k, 128));
+/// A tile's epilogue, and the first step of the next.
+double tile_time(const Fp8GemmConfig& tile) { return tile.block_n == 64 ? 0.5 : 0.9; }
+
+double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int num_sms) {
+    const Fp8GemmConfig& tile = plan.tile();
+    const int64_t num_row_blocks = ceil_div<int64_t>(m, tile.max_rows);
+    const int64_t num_ctas = num_row_blocks * ceil_div<int64_t>(n, tile.block_n) * plan.num_splits;
+    const int64_t num_steps = ceil_div<int64_t>(ceil_div<int64_t>(k, 128), plan.num_splits);
+    const int64_t num_rounds = ceil_div<int64_t>(num_ctas, int64_t{num_sms} * tile.ctas_per_sm);
+    const int64_t sharing = std::min<int64_t>(tile.ctas_per_sm, ceil_div<int64_t>(num_ctas, num_sms));
+    const double slower = 1 + 0.4 * static_cast<double>(sharing - 1);  // CTAs that share an SM hinder each other
+    const double bytes = static_cast<double>(n) * k + static_cast<double>(m) * k + 2.0 * m * n;
+    // SMs without a CTA are missed a little by the memory, too.
+    const double idle = std::max(0.0, 1 - static_cast<double>(num_ctas) / num_sms);
+    const double memory = bytes / kBytesPerMicrosecond * (1 + 0.4 * idle);
+    const double work = num_rounds * (num_steps * step_time(tile) * slower + tile_time(tile));
+    // Swapped operands read the weights again for each block of rows.
+    const double reread = tile.swaps_operands ? 0.35 * (num_row_blocks - 1) * memory : 0;
+    return kLaunch + std::max(memory, work) + reread + (plan.num_splits > 1 ? kReduction + 0.05 * plan.num_splits : 0);
+}
+
+/// Clusters need their CTAs at once on neighbouring SMs: of larger ones fewer fit.
+bool fits_at_once(const Fp8GemmPlan& plan, int64_t num_ctas, int num_sms) {
+    const int percent = plan.num_splits <= 2 ? 100 : 90;
+    return num_ctas <= int64_t{num_sms} * plan.tile().ctas_per_sm * percent / 100;
+}
+
+bool adds_in_order(const Fp8GemmPlan& plan) {
+    return plan.num_splits == 1 && !(plan.tile().swaps_operands && plan.tile().num_warpgroups > 1);
 }
 
 }  // namespace
 
-int select_fp8_gemm_config(int64_t m, int64_t n, int64_t k, int num_sms) {
-    int best = 0;
-    for (int i = 1; i < static_cast<int>(std::size(kFp8GemmConfigs)); ++i) {
-        if (estimated_clocks(kFp8GemmConfigs[i], m, n, k, num_sms) <
-            estimated_clocks(kFp8GemmConfigs[best], m, n, k, num_sms)) {
-            best = i;
+bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k) {
+    if (plan.config < 0 || plan.config >= kNumConfigs) return false;
+    if (plan.num_splits == 1) return true;
+    if (!plan.tile().swaps_operands || (plan.num_splits != 2 && plan.num_splits != 4 && plan.num_splits != 8))
+        return false;
+    const int64_t num_tiles = ceil_div<int64_t>(m, plan.tile().max_rows) * ceil_div<int64_t>(n, plan.tile().block_n);
+    return ceil_div<int64_t>(k, 128) >= plan.num_splits && num_tiles * plan.num_splits <= INT_MAX;
+}
+
+Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
+    Fp8GemmPlan best{0, 1};
+    double least = estimated_time(best, m, n, k, num_sms);
+    for (int config = 0; config < kNumConfigs; ++config) {
+        const Fp8GemmConfig& tile = kFp8GemmConfigs[config];
+        if (tile.swaps_operands && m > 2 * tile.max_rows) continue;
+        for (int num_splits = 1; num_splits <= 8; num_splits *= 2) {
+            const Fp8GemmPlan plan{config, num_splits};
+            if (!is_possible(plan, m, n, k) || (batch_invariant && !adds_in_order(plan))) continue;
+            const int64_t num_tiles = ceil_div<int64_t>(m, tile.max_rows) * ceil_div<int64_t>(n, tile.block_n);
+            if (num_splits > 1 && !fits_at_once(plan, num_tiles * num_splits, num_sms)) continue;
+            const double time = estimated_time(plan, m, n, k, num_sms);
+            if (time < least) {
+                least = time;
+                best = plan;
+            }
         }
     }
     return best;
 }
 
+Fp8GemmPlan plan_grouped_fp8_gemm(int64_t rows_per_group, int64_t, int64_t) {
+    // Whatever the guess, each group takes as many tiles as it has rows for; a bad one costs time only. Up to a tile's
+    // rows the weights are read once; beyond 64 rows the tensor core matters as much as they do.
+    const bool many = rows_per_group > 64;
+    int best = 0;
+    for (int config = 0; config < kNumConfigs; ++config) {
+        const Fp8GemmConfig &tile = kFp8GemmConfigs[config], &chosen = kFp8GemmConfigs[best];
+        if (tile.swaps_operands == many || (tile.swaps_operands && tile.num_warpgroups > 1)) continue;
+        const bool is_first = chosen.swaps_operands == many;
+        const bool fits = tile.max_rows >= rows_per_group;
+        const bool chosen_fits = chosen.max_rows >= rows_per_group;
+        if (many ? tile.max_rows * tile.block_n > chosen.max_rows * chosen.block_n
+                 : is_first || (fits && (!chosen_fits || tile.max_rows < chosen.max_rows)))
+            best = config;
+    }
+    return {best, 1};
+}
+
 }  // namespace dso
 
-extern "C" dso_status dso_select_fp8_gemm_config(int64_t m, int64_t n, int64_t k, int num_sms,
-                                                 dso_fp8_gemm_config* config) {
+extern "C" dso_status dso_plan_fp8_gemm(int64_t m, int64_t n, int64_t k, int batch_invariant, int num_sms,
+                                        dso_fp8_gemm_plan* plan) {
     if (m < 1 || n < 1 || k < 1 || num_sms < 1)
-        return dso::fail(DSO_INVALID, "a config is chosen for m, n, k and num_sms of at least 1");
-    const dso::Fp8GemmConfig& chosen = dso::kFp8GemmConfigs[dso::select_fp8_gemm_config(m, n, k, num_sms)];
-    *config = {chosen.block_m(), chosen.block_n, chosen.num_stages, chosen.shared_bytes()};
+        return dso::fail(DSO_INVALID, "a GEMM is planned for m, n, k and num_sms of at least 1");
+    const dso::Fp8GemmPlan chosen = dso::plan_fp8_gemm(m, n, k, batch_invariant != 0, num_sms);
+    const dso::Fp8GemmConfig& tile = chosen.tile();
+    *plan = {chosen.config,       tile.max_rows,       tile.block_n,     tile.num_stages,
+             tile.swaps_operands, tile.shared_bytes(), chosen.num_splits};
     return DSO_OK;
 }

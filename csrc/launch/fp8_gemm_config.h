@@ -1,30 +1,56 @@
-// Which tile computes a shape: pure arithmetic on the host, pinned by tests.
+// What computes a shape: pure arithmetic on the host, pinned by tests.
 #pragma once
 
 #include <cstdint>
 
 namespace dso {
 
+/// A compiled tile.
 struct Fp8GemmConfig {
-    int num_math_warpgroups, block_n, num_stages;
+    bool swaps_operands;
+    int num_warpgroups;  // that multiply
+    int max_rows, block_n, num_stages, ctas_per_sm;
 
-    constexpr int block_m() const { return 64 * num_math_warpgroups; }
-    constexpr int num_threads() const { return 128 * (num_math_warpgroups + 1); }
-    /// What the kernel's shared memory comes to with a bfloat16 epilogue (static_assert in fp8_gemm_instance.cuh).
+    static constexpr Fp8GemmConfig tall(int num_math_warpgroups, int block_n, int num_stages) {
+        return {false, num_math_warpgroups, 64 * num_math_warpgroups, block_n, num_stages, 1};
+    }
+    static constexpr Fp8GemmConfig swapped(int max_rows, int num_k_groups, int num_stages, int ctas_per_sm) {
+        return {true, num_k_groups, max_rows, 64, num_stages, ctas_per_sm};
+    }
+
+    /// What the kernel's shared memory comes to at most (static_assert in fp8_gemm_instance.cuh).
     constexpr int shared_bytes() const {
-        const int stage = (block_m() + block_n) * 128 + (block_m() + 31) / 32 * 128 + 4 + 2 * 8;
-        const int used = num_stages * stage + block_m() * block_n * 2;
+        const int scales = (max_rows + 31) / 32 * 128 + 4, barriers = 2 * 8;
+        const int stage = (max_rows + block_n) * 128 + scales + barriers;
+        const int output = swaps_operands ? num_warpgroups * block_n * max_rows * 4 : max_rows * block_n * 2;
+        const int used = num_stages * stage + output + 256;  // with the queue of tiles
         return (used + 1023) / 1024 * 1024;
     }
 };
 
 inline constexpr Fp8GemmConfig kFp8GemmConfigs[] = {
-#define DSO_FP8_GEMM(num_math_warpgroups, block_n, num_stages) {num_math_warpgroups, block_n, num_stages},
+#define DSO_FP8_GEMM(...) Fp8GemmConfig::tall(__VA_ARGS__),
+#define DSO_FP8_SWAP_AB(...) Fp8GemmConfig::swapped(__VA_ARGS__),
 #include "launch/fp8_gemm_configs.def"
 #undef DSO_FP8_GEMM
+#undef DSO_FP8_SWAP_AB
 };
 
-/// The index in kFp8GemmConfigs of the tile with the least estimated time for an [m, n, k] GEMM on `num_sms` SMs.
-int select_fp8_gemm_config(int64_t m, int64_t n, int64_t k, int num_sms);
+struct Fp8GemmPlan {
+    int config;      // in kFp8GemmConfigs
+    int num_splits;  // CTAs of a cluster that share k
+
+    constexpr const Fp8GemmConfig& tile() const { return kFp8GemmConfigs[config]; }
+};
+
+/// Whether the plan can be carried out for an [m, n, k] GEMM.
+bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k);
+
+/// The plan with the least estimated time for an [m, n, k] GEMM on `num_sms` SMs. Batch-invariant: one of those whose
+/// sums are added up in ascending order of k, whatever m is.
+Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms);
+
+/// The same for groups of about `rows_per_group` rows; how many there are of which is known on the device only.
+Fp8GemmPlan plan_grouped_fp8_gemm(int64_t rows_per_group, int64_t n, int64_t k);
 
 }  // namespace dso

@@ -1,43 +1,42 @@
-// The body behind one line of fp8_gemm_configs.def: CMake writes a .cu of two lines for each, to compile in parallel.
+// The body behind one line of fp8_gemm_configs.def: CMake writes a .cu with that line for each, to compile in parallel.
 #pragma once
 
 #include "kernels/sm90_fp8_gemm.cuh"
+#include "kernels/sm90_fp8_gemm_swap_ab.cuh"
 #include "launch/fp8_gemm.h"
 #include "launch/fp8_gemm_config.h"
 #include "launch/launch.h"
 
 namespace dso {
-namespace {
 
-template <typename Shape, typename Scales, typename Epilogue>
-dso_status launch_with(const Fp8GemmLaunch& launch) {
-    constexpr Fp8GemmConfig config{Shape::kNumMathWarpgroups, Shape::BLOCK_N, Shape::kNumStages};
-    constexpr int shared_bytes = sizeof(Fp8GemmShared<Shape, Epilogue>);
-    static_assert(shared_bytes <= config.shared_bytes() && Shape::kNumThreads == config.num_threads(),
-                  "the planner's view of a tile is the kernel's");
-    constexpr auto kernel = sm90_fp8_gemm_kernel<Shape, Scales, Epilogue, DenseScheduler>;
-
-    const int64_t num_tiles = DenseScheduler::num_tiles(ceil_div(launch.arguments.m, Shape::BLOCK_M),
-                                                        ceil_div(launch.arguments.n, Shape::BLOCK_N));
-    const int grid = num_tiles < launch.num_sms ? static_cast<int>(num_tiles) : launch.num_sms;
-    DSO_TRY(allow_shared_memory<kernel>(launch.device, shared_bytes));
-    return launch_kernel(kernel, {grid, Shape::kNumThreads, shared_bytes, launch.stream}, launch.maps, launch.arguments,
-                         launch.output);
+template <auto kernel, typename Shared>
+dso_status launch_fp8_gemm_kernel(const Fp8GemmLaunch& launch, int num_threads) {
+    DSO_TRY(allow_shared_memory<kernel>(launch.device, sizeof(Shared)));
+    const LaunchShape shape{dim3(launch.num_ctas), dim3(num_threads),   sizeof(Shared),
+                            launch.stream,         launch.cluster_size, launch.overlaps_predecessor};
+    return launch_kernel(kernel, shape, launch.maps, launch.arguments, launch.output);
 }
-
-template <typename Shape, typename Scales>
-dso_status launch_with_scales(const Fp8GemmLaunch& launch) {
-    return launch.stores_by_tma ? launch_with<Shape, Scales, TmaBf16Epilogue<Shape::BLOCK_N>>(launch)
-                                : launch_with<Shape, Scales, DirectEpilogue<Shape::BLOCK_N>>(launch);
-}
-
-}  // namespace
 
 template <int kNumMathWarpgroups, int BLOCK_N, int kNumStages>
 dso_status launch_fp8_gemm(const Fp8GemmLaunch& launch) {
     using Shape = Fp8GemmShape<kNumMathWarpgroups, BLOCK_N, kNumStages>;
-    return launch.loads_scales_by_tma ? launch_with_scales<Shape, TmaScales<Shape::BLOCK_M>>(launch)
-                                      : launch_with_scales<Shape, GatherScales<Shape::BLOCK_M>>(launch);
+    using Shared = Fp8GemmShared<Shape>;
+    static_assert(sizeof(Shared) <= Fp8GemmConfig::tall(kNumMathWarpgroups, BLOCK_N, kNumStages).shared_bytes(),
+                  "the planner's view of a tile is the kernel's");
+    return launch_fp8_gemm_kernel<sm90_fp8_gemm_kernel<Shape>, Shared>(launch, Shape::kNumThreads);
+}
+
+template <int kMaxRows, int kNumKGroups, int kNumStages, int kCtasPerSm>
+dso_status launch_fp8_swap_ab(const Fp8GemmLaunch& launch) {
+    using Shape = Fp8SwapAbShape<kMaxRows, kNumKGroups, kNumStages, kCtasPerSm>;
+    using Shared = Fp8SwapAbShared<Shape>;
+    constexpr Fp8GemmConfig config = Fp8GemmConfig::swapped(kMaxRows, kNumKGroups, kNumStages, kCtasPerSm);
+    static_assert(sizeof(Shared) <= config.shared_bytes(), "the planner's view of a tile is the kernel's");
+    static_assert((sizeof(Shared) + 1024) * kCtasPerSm <= 233472, "an SM has room for so many CTAs");
+    return launch_fp8_gemm_kernel<sm90_fp8_gemm_swap_ab_kernel<Shape>, Shared>(launch, Shape::kNumThreads);
 }
 
 }  // namespace dso
+
+#define DSO_FP8_GEMM(...) template dso_status dso::launch_fp8_gemm<__VA_ARGS__>(const dso::Fp8GemmLaunch&);
+#define DSO_FP8_SWAP_AB(...) template dso_status dso::launch_fp8_swap_ab<__VA_ARGS__>(const dso::Fp8GemmLaunch&);

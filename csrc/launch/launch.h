@@ -21,6 +21,9 @@ struct LaunchShape {
     dim3 grid, threads;
     int shared_bytes;
     dso_stream stream;
+    int cluster_size = 1;
+    // The kernel may start while the one before it in the stream ends; it must wait before it touches global memory.
+    bool is_programmatic_dependent = false;
 };
 
 /// Launches `kernel`, and says how that went. (After <<< >>> one would ask for the last error, which may be another's.)
@@ -31,6 +34,18 @@ dso_status launch_kernel(void (*kernel)(Parameters...), const LaunchShape& shape
     config.blockDim = shape.threads;
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = static_cast<cudaStream_t>(shape.stream);
+    cudaLaunchAttribute attributes[2];
+    config.attrs = attributes;
+    if (shape.cluster_size > 1) {
+        cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
+    }
+    if (shape.is_programmatic_dependent) {
+        cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
+        dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        dependent.val.programmaticStreamSerializationAllowed = 1;
+    }
     DSO_CUDA(cudaLaunchKernelEx(&config, kernel, arguments...));
     return DSO_OK;
 }

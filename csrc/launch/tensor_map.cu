@@ -37,26 +37,30 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
 
 }  // namespace
 
-dso_status encode_tensor_map(const TmaMatrix& matrix, TensorMap* map) {
+dso_status encode_tensor_map(const TmaMatrices& x, TensorMap* map) {
     static const auto encode = find_encoder();
     if (!encode) return fail(DSO_CUDA_ERROR, "this driver has no cuTensorMapEncodeTiled");
 
-    // With one row the stride is never used, and torch leaves any number there.
-    const int64_t row_bytes = matrix.columns * matrix.element_bytes;
-    const int64_t stride_bytes = matrix.rows == 1 ? (row_bytes + 15) / 16 * 16 : matrix.stride * matrix.element_bytes;
-    if (matrix.rows > kMaxExtent || matrix.columns > kMaxExtent || stride_bytes > kMaxStrideBytes)
-        return fail(DSO_INVALID, "a matrix of %lld x %lld is more than TMA can address",
-                    static_cast<long long>(matrix.rows), static_cast<long long>(matrix.columns));
+    // With one row, or one matrix, the stride is never used, and torch leaves any number there.
+    const int64_t row_bytes = x.columns * x.element_bytes;
+    const int64_t stride_bytes = x.rows == 1 ? (row_bytes + 15) / 16 * 16 : x.stride * x.element_bytes;
+    const int64_t matrix_bytes = x.matrices == 1 ? stride_bytes : x.stride_matrix * x.element_bytes;
+    if (x.matrices > kMaxExtent || x.rows > kMaxExtent || x.columns > kMaxExtent || stride_bytes > kMaxStrideBytes ||
+        matrix_bytes > kMaxStrideBytes)
+        return fail(DSO_INVALID, "%lld matrices of %lld x %lld are more than TMA can address",
+                    static_cast<long long>(x.matrices), static_cast<long long>(x.rows),
+                    static_cast<long long>(x.columns));
 
-    const cuuint64_t extents[2] = {static_cast<cuuint64_t>(matrix.columns), static_cast<cuuint64_t>(matrix.rows)};
-    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride_bytes)};
-    const cuuint32_t box[2] = {static_cast<cuuint32_t>(matrix.box_columns), static_cast<cuuint32_t>(matrix.box_rows)};
-    const cuuint32_t element_strides[2] = {1, 1};
-    const auto swizzle = matrix.is_swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
+    const cuuint64_t extents[3] = {static_cast<cuuint64_t>(x.columns), static_cast<cuuint64_t>(x.rows),
+                                   static_cast<cuuint64_t>(x.matrices)};
+    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(stride_bytes), static_cast<cuuint64_t>(matrix_bytes)};
+    const cuuint32_t box[3] = {static_cast<cuuint32_t>(x.box_columns), static_cast<cuuint32_t>(x.box_rows), 1};
+    const cuuint32_t element_strides[3] = {1, 1, 1};
+    const auto swizzle = x.is_swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
     CUtensorMap encoded;
     const auto encode_map = [&] {
-        return encode(&encoded, data_type(matrix.element_bytes), 2, const_cast<void*>(matrix.base), extents, strides,
-                      box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        return encode(&encoded, data_type(x.element_bytes), 3, const_cast<void*>(x.base), extents, strides, box,
+                      element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     };
     CUresult error = encode_map();

@@ -1,15 +1,32 @@
-// stmatrix and conversions between float32 and the narrow types.
+// ldmatrix, stmatrix and conversions between float32 and the narrow types.
 #pragma once
 
 #include "ptx/mbarrier.cuh"
 
 namespace dso::ptx {
 
+/// `ldmatrix.x4`: loads four 8 x 8 matrices of 16-bit elements; lane `i` gives the address of row `i % 8` of matrix
+/// `i / 8`, and register `j` of a lane gets elements (lane / 4, 2 * (lane % 4)) and its right neighbour of matrix `j`.
+DSO_DEVICE void ldmatrix_x4(uint32_t (&registers)[4], uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(row)
+                 : "memory");
+}
+
 /// `stmatrix.x4`: stores four 8 x 8 matrices of 16-bit elements; lane `i` gives the address of row `i % 8` of matrix
 /// `i / 8`, and register `j` of a lane holds elements (lane / 4, 2 * (lane % 4)) and its right neighbour of matrix `j`.
 DSO_DEVICE void stmatrix_x4(void* row, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(smem_addr(row)), "r"(r0),
                  "r"(r1), "r"(r2), "r"(r3)
+                 : "memory");
+}
+
+/// `stmatrix.x2.trans`: stores two 8 x 8 matrices transposed; lane `i` of the first 16 gives the address of column
+/// `i % 8` of matrix `i / 8`.
+DSO_DEVICE void stmatrix_x2_trans(void* column, uint32_t r0, uint32_t r1) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(smem_addr(column)), "r"(r0),
+                 "r"(r1)
                  : "memory");
 }
 

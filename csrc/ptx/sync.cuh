@@ -1,4 +1,4 @@
-// Named barriers and register reallocation.
+// Named barriers, register reallocation, and the order of a grid after the one before it.
 #pragma once
 
 #include "ptx/types.cuh"
@@ -8,6 +8,11 @@ namespace dso::ptx {
 /// `barrier.sync`: waits for `num_threads` threads at barrier `id` (0 is __syncthreads).
 DSO_DEVICE void named_barrier_sync(uint32_t id, uint32_t num_threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
+}
+
+/// `barrier.arrive`: counts this warp's threads at barrier `id`, and goes on.
+DSO_DEVICE void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
+    asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
 /// `setmaxnreg.inc`: this warpgroup takes `kRegisters` registers a thread, waiting until they are free.
@@ -21,5 +26,19 @@ template <int kRegisters>
 DSO_DEVICE void setmaxnreg_dec() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
+
+/// `x`, of which the compiler knows nothing before this point: what depends on it is not computed ahead of a loop,
+/// where it would only take up registers.
+DSO_DEVICE int compute_here(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+/// `griddepcontrol.launch_dependents`: the next grid of the stream may start, if it was launched as a programmatic
+/// dependent, once every CTA of this one has said so.
+DSO_DEVICE void grid_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+/// `griddepcontrol.wait`: until the grids that this one depends on have ended and their writes can be seen.
+DSO_DEVICE void grid_dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 }  // namespace dso::ptx

@@ -21,10 +21,27 @@ DSO_DEVICE void tma_load_2d(void* destination, const TensorMap* map, uint64_t* b
         : "memory");
 }
 
+/// `cp.async.bulk.tensor.3d`, global to shared: the box at (`column`, `row`) of matrix `matrix`.
+DSO_DEVICE void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row,
+                            int matrix) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+        "[%2];" ::"r"(smem_addr(destination)),
+        "l"(map), "r"(smem_addr(barrier)), "r"(column), "r"(row), "r"(matrix)
+        : "memory");
+}
+
 /// `cp.async.bulk.tensor.2d`, shared to global. What lies outside the tensor is not written.
 DSO_DEVICE void tma_store_2d(const TensorMap* map, const void* source, int column, int row) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
                  "r"(smem_addr(source)), "r"(column), "r"(row)
+                 : "memory");
+}
+
+/// `cp.async.bulk.tensor.3d`, shared to global.
+DSO_DEVICE void tma_store_3d(const TensorMap* map, const void* source, int column, int row, int matrix) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(smem_addr(source)), "r"(column), "r"(row), "r"(matrix)
                  : "memory");
 }
 

@@ -29,17 +29,23 @@ DSO_DEVICE void keep_in_order(float (&registers)[kCount]) {
     for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
-// Lists of accumulator operands, eight at a time: in the instruction's text and as constraints.
-#define DSO_REGS_0_31                                                                       \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
-    "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define DSO_REGS_32_63                                                                           \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
-    "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define DSO_ACC_8(d, i)                                                                                         \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
-        "+f"(d[i + 7])
-#define DSO_ACC_32(d, i) DSO_ACC_8(d, i), DSO_ACC_8(d, i + 8), DSO_ACC_8(d, i + 16), DSO_ACC_8(d, i + 24)
+// Lists of accumulator operands: in the instruction's text and as constraints.
+#define DSO_REGS_0_3 "%0, %1, %2, %3"
+#define DSO_REGS_0_7 DSO_REGS_0_3 ", %4, %5, %6, %7"
+#define DSO_REGS_0_15 DSO_REGS_0_7 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define DSO_REGS_0_31 \
+    DSO_REGS_0_15     \
+    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define DSO_REGS_0_47 \
+    DSO_REGS_0_31     \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define DSO_REGS_0_63 \
+    DSO_REGS_0_47     \
+    ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define DSO_ACC_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define DSO_ACC_8(d, i) DSO_ACC_4(d, i), DSO_ACC_4(d, i + 4)
+#define DSO_ACC_16(d, i) DSO_ACC_8(d, i), DSO_ACC_8(d, i + 8)
+#define DSO_ACC_32(d, i) DSO_ACC_16(d, i), DSO_ACC_16(d, i + 16)
 
 /// `wgmma.mma_async.m64nNk32.f32.e4m3.e4m3`: d = a @ b.T (+ d), both operands K-major in shared memory.
 template <int N>
@@ -59,9 +65,24 @@ struct WgmmaE4M3;
         }                                                                                                    \
     };
 
+DSO_WGMMA_E4M3(8, DSO_REGS_0_3, "%4", "%5", "%6", DSO_ACC_4(d, 0))
+DSO_WGMMA_E4M3(16, DSO_REGS_0_7, "%8", "%9", "%10", DSO_ACC_8(d, 0))
+DSO_WGMMA_E4M3(32, DSO_REGS_0_15, "%16", "%17", "%18", DSO_ACC_16(d, 0))
 DSO_WGMMA_E4M3(64, DSO_REGS_0_31, "%32", "%33", "%34", DSO_ACC_32(d, 0))
-DSO_WGMMA_E4M3(128, DSO_REGS_0_31 ", " DSO_REGS_32_63, "%64", "%65", "%66", DSO_ACC_32(d, 0), DSO_ACC_32(d, 32))
+DSO_WGMMA_E4M3(96, DSO_REGS_0_47, "%48", "%49", "%50", DSO_ACC_32(d, 0), DSO_ACC_16(d, 32))
+DSO_WGMMA_E4M3(128, DSO_REGS_0_63, "%64", "%65", "%66", DSO_ACC_32(d, 0), DSO_ACC_32(d, 32))
 
 #undef DSO_WGMMA_E4M3
+
+/// The same for N = 64 with `a` in registers: of m64k32, thread t of the warpgroup holds in register 2 * c + h the four
+/// bytes of row 16 * (t / 32) + (t % 32) / 4 + 8 * h from column 16 * c + 4 * (t % 4) on, as ldmatrix leaves them.
+DSO_DEVICE void wgmma_m64n64k32_e4m3(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" DSO_REGS_0_31
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1;\n}\n"
+        : DSO_ACC_32(d, 0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
 
 }  // namespace dso::ptx

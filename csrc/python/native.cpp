@@ -126,7 +126,8 @@ void fp8_gemm_nt(const py::object& a_, const py::object& sfa_, const py::object&
                             sfb.strides[0],
                             sfb.strides[1],
                             is_bf16(out) ? DSO_BF16 : DSO_F32,
-                            accumulate};
+                            accumulate,
+                            false};
     const py::gil_scoped_release released;
     const dso_status status = a.is_cuda ? dso_fp8_gemm_nt(&gemm, as_stream(stream)) : dso_fp8_gemm_nt_host(&gemm);
     const py::gil_scoped_acquire acquired;
@@ -170,22 +171,24 @@ void per_token_cast_to_fp8(const py::object& x_, const py::object& q_, const py:
     require_ok(status);
 }
 
-py::dict config_as_dict(const dso_fp8_gemm_config& config) {
+py::dict plan_as_dict(const dso_fp8_gemm_plan& plan) {
     using namespace py::literals;
-    return py::dict("block_m"_a = config.block_m, "block_n"_a = config.block_n, "num_stages"_a = config.num_stages,
-                    "shared_bytes"_a = config.shared_bytes);
+    return py::dict("config"_a = plan.config, "block_m"_a = plan.block_m, "block_n"_a = plan.block_n,
+                    "num_stages"_a = plan.num_stages, "swaps_operands"_a = plan.swaps_operands != 0,
+                    "shared_bytes"_a = plan.shared_bytes, "num_splits"_a = plan.num_splits);
 }
 
-py::dict fp8_gemm_config(int64_t m, int64_t n, int64_t k, int num_sms) {
-    dso_fp8_gemm_config config;
-    require_ok(dso_select_fp8_gemm_config(m, n, k, num_sms, &config));
-    return config_as_dict(config);
+py::dict fp8_gemm_plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
+    dso_fp8_gemm_plan plan;
+    require_ok(dso_plan_fp8_gemm(m, n, k, batch_invariant, num_sms, &plan));
+    return plan_as_dict(plan);
 }
 
 py::list fp8_gemm_configs() {
     py::list configs;
-    for (const dso::Fp8GemmConfig& config : dso::kFp8GemmConfigs)
-        configs.append(config_as_dict({config.block_m(), config.block_n, config.num_stages, config.shared_bytes()}));
+    for (const dso::Fp8GemmConfig& tile : dso::kFp8GemmConfigs)
+        configs.append(plan_as_dict({static_cast<int>(configs.size()), tile.max_rows, tile.block_n, tile.num_stages,
+                                     tile.swaps_operands, tile.shared_bytes(), 1}));
     return configs;
 }
 
@@ -195,7 +198,8 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     module.doc() = "Build, planners, and kernels on NumPy and CuPy arrays; see _native.pyi.";
     module.def("built_with_cuda", [] { return dso_built_with_cuda() != 0; });
     module.def("has_kernels_for", [](int device) { return dso_has_kernels_for(device) != 0; }, py::arg("device"));
-    module.def("fp8_gemm_config", &fp8_gemm_config, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("num_sms") = 132);
+    module.def("fp8_gemm_plan", &fp8_gemm_plan, py::arg("m"), py::arg("n"), py::arg("k"), py::kw_only(),
+               py::arg("batch_invariant") = false, py::arg("num_sms") = 132);
     module.def("fp8_gemm_configs", &fp8_gemm_configs);
     module.def("fp8_gemm_nt", &fp8_gemm_nt, py::arg("a"), py::arg("sfa"), py::arg("b"), py::arg("sfb"), py::arg("out"),
                py::kw_only(), py::arg("accumulate") = false, py::arg("stream") = 0);

@@ -6,8 +6,8 @@ namespace {
 
 constexpr int64_t kBlock = 128;
 
-void run_fp8_gemm(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor& out,
-                  bool accumulate) {
+void run_fp8_gemm(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor& out, bool accumulate,
+                  bool batch_invariant) {
     const int64_t m = a.size(0), n = b.size(0), k = a.size(1);
     const int32_t device = a.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
@@ -27,7 +27,8 @@ void run_fp8_gemm(const Tensor& a, const Tensor& sfa, const Tensor& b, const Ten
                             sfb.stride(0),
                             sfb.stride(1),
                             out.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F32,
-                            accumulate};
+                            accumulate,
+                            batch_invariant};
     require_ok(dso_fp8_gemm_nt(&gemm, current_stream(device)));
 }
 
@@ -43,24 +44,25 @@ void check_operands(const Tensor& a, const Tensor& sfa, const Tensor& b, const T
 
 }  // namespace
 
-Tensor fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, ScalarType out_dtype) {
+Tensor fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, ScalarType out_dtype,
+                   bool batch_invariant) {
     check_operands(a, sfa, b, sfb);
     require(out_dtype == ScalarType::BFloat16 || out_dtype == ScalarType::Float, "fp8_gemm_nt: out_dtype");
     Tensor out = empty_strided({a.size(0), b.size(0)}, {b.size(0), 1}, out_dtype, a);
-    run_fp8_gemm(a, sfa, b, sfb, out, false);
+    run_fp8_gemm(a, sfa, b, sfb, out, false, batch_invariant);
     return out;
 }
 
 void fp8_gemm_nt_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor out,
-                     bool accumulate) {
+                     bool accumulate, bool batch_invariant) {
     check_operands(a, sfa, b, sfb);
     const ScalarType dtype = out.scalar_type();
     require(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, "fp8_gemm_nt_out: out");
     require(is_tensor_of(out, dtype, a, {a.size(0), b.size(0)}), "fp8_gemm_nt_out: out");
     require(has_contiguous_rows(out), "fp8_gemm_nt_out: rows of out must be contiguous");
-    for (const Tensor& input : {a, sfa, b, sfb})
-        require(are_apart(out, input), "fp8_gemm_nt_out: out overlaps an input");
-    run_fp8_gemm(a, sfa, b, sfb, out, accumulate);
+    require(are_apart(out, a) && are_apart(out, sfa) && are_apart(out, b) && are_apart(out, sfb),
+            "fp8_gemm_nt_out: out overlaps an input");
+    run_fp8_gemm(a, sfa, b, sfb, out, accumulate, batch_invariant);
 }
 
 }  // namespace dso

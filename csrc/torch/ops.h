@@ -1,16 +1,32 @@
 // The ops that have a CUDA kernel. Schemas, fakes and references are in deepseek_ops/*.py.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
 #include "torch/tensor.h"
 
 namespace dso {
 
-Tensor fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, ScalarType out_dtype);
+Tensor fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, ScalarType out_dtype,
+                   bool batch_invariant);
 
 void fp8_gemm_nt_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor out,
-                     bool accumulate);
+                     bool accumulate, bool batch_invariant);
+
+Tensor m_grouped_fp8_gemm_nt_contiguous(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                                        const Tensor& m_indices, ScalarType out_dtype);
+void m_grouped_fp8_gemm_nt_contiguous_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                                          const Tensor& m_indices, Tensor out, bool accumulate);
+Tensor m_grouped_fp8_gemm_nt_offsets(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                                     const Tensor& offsets, ScalarType out_dtype);
+void m_grouped_fp8_gemm_nt_offsets_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                                       const Tensor& offsets, Tensor out, bool accumulate);
+Tensor m_grouped_fp8_gemm_nt_masked(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                                    const Tensor& masked_m, std::optional<int64_t> expected_m, ScalarType out_dtype);
+void m_grouped_fp8_gemm_nt_masked_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                                      const Tensor& masked_m, Tensor out, std::optional<int64_t> expected_m,
+                                      bool accumulate);
 
 std::tuple<Tensor, Tensor> per_token_cast_to_fp8(const Tensor& x, bool use_ue8m0, bool mn_major, double amax_floor);
 

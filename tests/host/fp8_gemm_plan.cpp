@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "device/math.cuh"
-#include "device/scheduler.cuh"
 #include "expect.h"
 #include "launch/deepseek_kernels.h"
 #include "launch/fp8_gemm_checks.h"
@@ -15,6 +14,7 @@
 namespace {
 
 constexpr int kSharedLimit = 232448;  // bytes that one CTA can have on sm_90
+constexpr int kSharedOfSm = 233472;   // of which each CTA takes 1 KB more than it asks for
 constexpr int kBoxLimit = 256;        // rows of a TMA box
 constexpr int64_t kIntMax = INT_MAX;
 
@@ -33,24 +33,26 @@ dso_fp8_gemm gemm_of(int64_t m, int64_t n, int64_t k) {
     return gemm;
 }
 
-void plan(int64_t m, int64_t n, int64_t k, int num_sms) {
-    const int chosen = dso::select_fp8_gemm_config(m, n, k, num_sms);
-    const int num_configs = static_cast<int>(std::size(dso::kFp8GemmConfigs));
-    EXPECT(chosen >= 0 && chosen < num_configs, "config %d for %lld x %lld x %lld", chosen, static_cast<long long>(m),
-           static_cast<long long>(n), static_cast<long long>(k));
-    const dso::Fp8GemmConfig& config = dso::kFp8GemmConfigs[chosen];
+void plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
+    const dso::Fp8GemmPlan plan = dso::plan_fp8_gemm(m, n, k, batch_invariant, num_sms);
+    EXPECT(dso::is_possible(plan, m, n, k), "config %d, %d splits for %lld x %lld x %lld", plan.config, plan.num_splits,
+           static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
+    const dso::Fp8GemmConfig& tile = plan.tile();
+    EXPECT(!batch_invariant || (plan.num_splits == 1 && !(tile.swaps_operands && tile.num_warpgroups > 1)),
+           "%d splits, %d warpgroups", plan.num_splits, tile.num_warpgroups);
 
-    const int64_t num_m_blocks = dso::ceil_div<int64_t>(m, config.block_m());
-    const int64_t num_n_blocks = dso::ceil_div<int64_t>(n, config.block_n);
-    const int64_t num_tiles = dso::DenseScheduler::num_tiles(num_m_blocks, num_n_blocks);
-    const int64_t grid = num_tiles < num_sms ? num_tiles : num_sms;
-    EXPECT(num_tiles >= 1 && grid >= 1, "%lld tiles", static_cast<long long>(num_tiles));
+    const int64_t num_m_blocks = dso::ceil_div<int64_t>(m, tile.max_rows);
+    const int64_t num_n_blocks = dso::ceil_div<int64_t>(n, tile.block_n);
+    const int64_t num_tiles = num_m_blocks * num_n_blocks, slots = int64_t{num_sms} * tile.ctas_per_sm;
     // A CTA's next tile is computed in int, and may lie one grid past the last tile.
-    EXPECT(num_tiles + num_sms <= kIntMax, "%lld tiles for %lld x %lld", static_cast<long long>(num_tiles),
-           static_cast<long long>(m), static_cast<long long>(n));
+    EXPECT(num_tiles >= 1 && num_tiles * plan.num_splits + slots <= kIntMax, "%lld tiles for %lld x %lld",
+           static_cast<long long>(num_tiles), static_cast<long long>(m), static_cast<long long>(n));
+    // The CTAs of a cluster must find room at the same time.
+    EXPECT(plan.num_splits == 1 || num_tiles * plan.num_splits <= slots, "%lld CTAs in clusters of %d",
+           static_cast<long long>(num_tiles * plan.num_splits), plan.num_splits);
     // TMA coordinates are ints, also those of the rows and columns that a last tile has beyond the matrix.
-    EXPECT(num_m_blocks * config.block_m() <= kIntMax, "m %lld", static_cast<long long>(m));
-    EXPECT(num_n_blocks * config.block_n <= kIntMax, "n %lld", static_cast<long long>(n));
+    EXPECT(num_m_blocks * tile.max_rows <= kIntMax, "m %lld", static_cast<long long>(m));
+    EXPECT(num_n_blocks * tile.block_n <= kIntMax, "n %lld", static_cast<long long>(n));
     EXPECT(dso::ceil_div<int64_t>(k, 128) * 128 <= kIntMax, "k %lld", static_cast<long long>(k));
     ++num_plans;
 }
@@ -60,7 +62,8 @@ void accept(int64_t m, int64_t n, int64_t k) {
     EXPECT(dso::check_fp8_gemm(gemm_of(m, n, k)) == DSO_OK, "%lld x %lld x %lld: %s", static_cast<long long>(m),
            static_cast<long long>(n), static_cast<long long>(k), dso_last_error());
     if (m && n && k)
-        for (const int num_sms : {1, 78, 114, 132}) plan(m, n, k, num_sms);
+        for (const bool batch_invariant : {false, true})
+            for (const int num_sms : {1, 132}) plan(m, n, k, batch_invariant, num_sms);
 }
 
 template <typename Change>
@@ -78,14 +81,24 @@ void refuse(const char* words, Change change) {
 }
 
 void check_configs() {
-    for (const dso::Fp8GemmConfig& config : dso::kFp8GemmConfigs) {
-        EXPECT(config.shared_bytes() <= kSharedLimit, "%d x %d, %d stages: %d bytes", config.block_m(), config.block_n,
-               config.num_stages, config.shared_bytes());
-        EXPECT(config.block_m() <= kBoxLimit && config.block_n <= kBoxLimit, "%d x %d", config.block_m(),
-               config.block_n);
-        EXPECT(config.block_m() % 64 == 0 && config.block_n % 8 == 0 && 128 % config.block_n == 0, "%d x %d",
-               config.block_m(), config.block_n);
-        EXPECT(config.num_threads() <= 1024 && config.num_stages >= 2, "%d threads", config.num_threads());
+    for (const dso::Fp8GemmConfig& tile : dso::kFp8GemmConfigs) {
+        EXPECT(tile.shared_bytes() <= kSharedLimit, "%d x %d, %d stages: %d bytes", tile.max_rows, tile.block_n,
+               tile.num_stages, tile.shared_bytes());
+        EXPECT((tile.shared_bytes() + 1024) * tile.ctas_per_sm <= kSharedOfSm, "%d CTAs of %d bytes", tile.ctas_per_sm,
+               tile.shared_bytes());
+        EXPECT(tile.max_rows <= kBoxLimit && tile.block_n <= kBoxLimit, "%d x %d", tile.max_rows, tile.block_n);
+        EXPECT(tile.max_rows % 8 == 0 && tile.block_n % 64 == 0 && 128 % tile.block_n == 0, "%d x %d", tile.max_rows,
+               tile.block_n);
+        EXPECT(tile.num_stages >= 2 && tile.num_stages % (tile.swaps_operands ? tile.num_warpgroups : 1) == 0,
+               "%d stages", tile.num_stages);
+    }
+    // Every number of rows of a group has a tile.
+    for (int64_t rows = 1; rows < 10000; ++rows) {
+        const dso::Fp8GemmPlan plan = dso::plan_grouped_fp8_gemm(rows, 4096, 7168);
+        EXPECT(plan.num_splits == 1 && (plan.tile().max_rows >= rows || !plan.tile().swaps_operands), "%lld rows",
+               static_cast<long long>(rows));
+        EXPECT(!plan.tile().swaps_operands || plan.tile().num_warpgroups == 1, "%lld rows",
+               static_cast<long long>(rows));
     }
 }
 
@@ -99,13 +112,13 @@ int main() {
                                       {7168, 2048}, {7168, 1152},  {1536, 768},   {768, 1536},    {576, 7168},
                                       {7168, 2304}, {36864, 7168}, {7168, 18432}, {129280, 7168}, {8, 16}};
     for (const auto& [n, k] : projections)
-        for (int64_t m = 1; m <= 8192; ++m) accept(m, n, k);
+        for (int64_t m = 1; m <= 8192; m += m < 600 ? 1 : 7) accept(m, n, k);
     std::mt19937_64 random(1);
     const auto extent = [&](int64_t most, int64_t multiple) {
         const double exponent = std::generate_canonical<double, 32>(random);
         return multiple * (1 + static_cast<int64_t>(std::pow(static_cast<double>(most / multiple - 1), exponent)));
     };
-    for (int i = 0; i < 150000; ++i) accept(extent(1 << 20, 1), extent(1 << 20, 8), extent(1 << 20, 16));
+    for (int i = 0; i < 250000; ++i) accept(extent(1 << 20, 1), extent(1 << 20, 8), extent(1 << 20, 16));
 
     // Empty extents, and the largest that one dimension can have.
     const int64_t large = (int64_t{1} << 31) - 1024;

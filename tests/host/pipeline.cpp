@@ -107,7 +107,7 @@ void simulate(int num_warps, int num_steps) {
     copies.clear();
     dso::Pipeline<kNumStages> pipeline;
     // As in the kernel: one arrival with the bytes of two copies, and one of a third, counted as an arrival (cp.async).
-    pipeline.init(1 + 1, num_warps);
+    for (int lane = 0; lane < 32; ++lane) pipeline.init(lane, 1 + 1, num_warps);
     int content[kNumStages][3];
     int num_readers[kNumStages] = {};
     for (auto& stage : content) stage[0] = stage[1] = stage[2] = -1;

@@ -1,4 +1,4 @@
-// Every tile of an output is dealt to one CTA, once, for every grid of tiles up to 130 x 130 and odd larger ones.
+// Every tile of an output has one number, for every grid of tiles up to 130 x 130 and odd larger ones.
 #include "device/scheduler.cuh"
 
 #include <climits>
@@ -8,62 +8,61 @@
 
 namespace {
 
-long long num_schedules = 0;
+long long num_grids = 0;
 
-void enumerate(int num_m_blocks, int num_n_blocks, int num_ctas) {
+template <typename Place>
+void enumerate(int num_m_blocks, int num_n_blocks, Place place) {
     std::vector<unsigned char> times(static_cast<size_t>(num_m_blocks) * num_n_blocks, 0);
-    int fewest = INT_MAX, most = 0;
-    for (int cta = 0; cta < num_ctas; ++cta) {
-        dso::DenseScheduler scheduler(num_m_blocks, num_n_blocks, cta, num_ctas);
-        int dealt = 0;
-        for (dso::Tile tile; scheduler.next(tile); ++dealt) {
-            EXPECT(tile.m_block >= 0 && tile.m_block < num_m_blocks && tile.n_block >= 0 && tile.n_block < num_n_blocks,
-                   "tile (%d, %d) of %d x %d", tile.m_block, tile.n_block, num_m_blocks, num_n_blocks);
-            ++times[static_cast<size_t>(tile.m_block) * num_n_blocks + tile.n_block];
-        }
-        dso::Tile none;
-        EXPECT(!scheduler.next(none), "a finished scheduler went on: %d x %d", num_m_blocks, num_n_blocks);
-        fewest = dealt < fewest ? dealt : fewest;
-        most = dealt > most ? dealt : most;
+    for (int i = 0; i < num_m_blocks * num_n_blocks; ++i) {
+        const dso::Tile tile = place(i);
+        EXPECT(tile.m_block >= 0 && tile.m_block < num_m_blocks && tile.n_block >= 0 && tile.n_block < num_n_blocks,
+               "tile %d of %d x %d is (%d, %d)", i, num_m_blocks, num_n_blocks, tile.m_block, tile.n_block);
+        ++times[static_cast<size_t>(tile.m_block) * num_n_blocks + tile.n_block];
     }
     for (size_t i = 0; i < times.size(); ++i)
-        EXPECT(times[i] == 1, "tile %zu of %d x %d on %d CTAs is computed %d times", i, num_m_blocks, num_n_blocks,
-               num_ctas, times[i]);
-    EXPECT(most - fewest <= 1, "%d x %d on %d CTAs: one gets %d tiles, another %d", num_m_blocks, num_n_blocks,
-           num_ctas, most, fewest);
-    ++num_schedules;
+        EXPECT(times[i] == 1, "tile %zu of %d x %d has %d numbers", i, num_m_blocks, num_n_blocks, times[i]);
+    ++num_grids;
+}
+
+void enumerate(int num_m_blocks, int num_n_blocks) {
+    enumerate(num_m_blocks, num_n_blocks, [=](int i) { return dso::rasterize(i, num_m_blocks, num_n_blocks); });
+    constexpr int kBlockRows = 192;
+    for (const int missing : {0, 1, 64, 191}) {
+        const int num_rows = num_m_blocks * kBlockRows - missing;
+        enumerate(num_m_blocks, num_n_blocks,
+                  [=](int i) { return dso::rasterize_low_block_last(i, num_rows, kBlockRows, num_n_blocks); });
+        // The low block's tiles, and no others, are the last.
+        for (int i = 0; missing && i < num_m_blocks * num_n_blocks; ++i) {
+            const dso::Tile tile = dso::rasterize_low_block_last(i, num_rows, kBlockRows, num_n_blocks);
+            EXPECT((tile.m_block == num_m_blocks - 1) == (i >= (num_m_blocks - 1) * num_n_blocks),
+                   "tile %d of %d rows is in block %d", i, num_rows, tile.m_block);
+        }
+    }
 }
 
 // The last tiles of the largest outputs that the launcher accepts: no arithmetic leaves int (the build traps overflow).
-void enumerate_the_end(int num_m_blocks, int num_n_blocks, int num_ctas) {
-    const long long num_tiles = dso::DenseScheduler::num_tiles(num_m_blocks, num_n_blocks);
-    for (int cta = 0; cta < num_ctas; ++cta) {
-        const int last = static_cast<int>(num_tiles) - num_ctas + cta;
-        dso::DenseScheduler scheduler(num_m_blocks, num_n_blocks, last, num_ctas);
-        dso::Tile tile;
-        EXPECT(scheduler.next(tile), "tile %d of %lld", last, num_tiles);
+void enumerate_the_end(int num_m_blocks, int num_n_blocks) {
+    const int num_tiles = num_m_blocks * num_n_blocks;
+    for (int i = num_tiles - 200; i < num_tiles; ++i) {
+        const dso::Tile tile = dso::rasterize(i, num_m_blocks, num_n_blocks);
         EXPECT(tile.m_block >= 0 && tile.m_block < num_m_blocks && tile.n_block >= 0 && tile.n_block < num_n_blocks,
-               "tile %d of %d x %d is (%d, %d)", last, num_m_blocks, num_n_blocks, tile.m_block, tile.n_block);
-        EXPECT(!scheduler.next(tile), "tile %d is the CTA's last", last);
+               "tile %d of %d x %d is (%d, %d)", i, num_m_blocks, num_n_blocks, tile.m_block, tile.n_block);
     }
-    ++num_schedules;
+    ++num_grids;
 }
 
 }  // namespace
 
 int main() {
     for (int m = 1; m <= 130; ++m)
-        for (int n = 1; n <= 130; ++n)
-            for (const int num_ctas : {1, 2, 7, 66, 131, 132}) enumerate(m, n, num_ctas);
+        for (int n = 1; n <= 130; ++n) enumerate(m, n);
     const int odd[] = {1, 2, 3, 5, 131, 132, 133, 264, 265, 1023, 4097};
     for (const int m : odd)
         for (const int n : odd)
-            for (const int num_ctas : {1, 78, 114, 132, 160}) enumerate(m, n, num_ctas);
-    for (const int num_ctas : {1, 78, 132, 160}) {  // an extent below 2^31 is at most 2^25 tiles of 64
-        enumerate_the_end(1 << 15, 1 << 15, num_ctas);
-        enumerate_the_end(1 << 25, 32, num_ctas);
-        enumerate_the_end(32, 1 << 25, num_ctas);
-        enumerate_the_end((1 << 15) - 1, (1 << 15) + 1, num_ctas);
-    }
-    std::printf("%lld schedules, %lld checks\n", num_schedules, num_checked);
+            if (static_cast<long long>(m) * n < 2'000'000) enumerate(m, n);
+    enumerate_the_end(1 << 15, 1 << 15);  // an extent below 2^31 is at most 2^25 tiles of 64
+    enumerate_the_end(1 << 25, 32);
+    enumerate_the_end(32, 1 << 25);
+    enumerate_the_end((1 << 15) - 1, (1 << 15) + 1);
+    std::printf("%lld grids, %lld checks\n", num_grids, num_checked);
 }

@@ -1,0 +1,143 @@
+// Which tile of a GEMM of one or more groups a CTA computes next, from a layout that lies on the device.
+//
+// Layouts are not trusted: counts and offsets are clamped to the rows there are, and an index that is no group's is
+// nobody's. So no value of theirs leads out of bounds.
+#pragma once
+
+#include "device/math.cuh"
+#include "device/row_layout.h"
+#include "device/scheduler.cuh"
+#include "device/tile_queue.cuh"
+
+namespace dso {
+
+/// The tiles of this CTA, or cluster, in order. All lanes of one warp ask together, and all get the answer.
+/// A tile has up to kMaxRows rows of A, a multiple of kRowStep except at the end of a group.
+template <int kMaxRows, int kRowStep, int BLOCK_N>
+class RowScheduler {
+  public:
+    DSO_DEVICE RowScheduler(const RowSchedule& schedule, int cta, int num_ctas)
+        : schedule_(schedule),
+          num_n_blocks_(ceil_div(schedule.n, BLOCK_N)),
+          num_row_blocks_(ceil_div(schedule.m, kMaxRows)),
+          next_(cta),
+          step_(num_ctas) {}
+
+    DSO_DEVICE bool next(GemmTile& tile) {
+        return schedule_.row_layout == RowLayout::kDense ? next_dense(tile) : next_grouped(tile);
+    }
+
+  private:
+    DSO_DEVICE bool next_dense(GemmTile& tile) {
+        if (next_ >= num_row_blocks_ * num_n_blocks_) return false;
+        const Tile at = place(next_, schedule_.m, kMaxRows);
+        next_ += step_;
+        const int first_row = at.m_block * kMaxRows;
+        tile = {first_row, min(schedule_.m - first_row, kMaxRows), 0, 0, at.n_block};
+        return true;
+    }
+
+    /// Where many rows meet b, a block of fewer comes last; where few do, all blocks that need the same b are
+    /// neighbours.
+    DSO_DEVICE Tile place(int index, int num_rows, int height) const {
+        if constexpr (kRowStep == kMaxRows && kMaxRows >= 64)
+            return rasterize_low_block_last(index, num_rows, height, num_n_blocks_);
+        return rasterize(index, ceil_div(num_rows, height), num_n_blocks_);
+    }
+
+    /// Runs of rows that meet the same matrix are looked at 32 at a time, a lane each; tiles are numbered run by run.
+    DSO_DEVICE bool next_grouped(GemmTile& tile) {
+        while (next_ >= chunk_end_) {
+            if (!load_chunk(threadIdx.x % 32)) return false;
+        }
+        const int owner = __ffs(__ballot_sync(0xFFFFFFFF, last_tile_ > next_)) - 1;
+        const int num_rows = __shfl_sync(0xFFFFFFFF, num_rows_, owner);
+        const int first_row = __shfl_sync(0xFFFFFFFF, first_row_, owner);
+        const int last_tile = __shfl_sync(0xFFFFFFFF, last_tile_, owner);
+        const int group = __shfl_sync(0xFFFFFFFF, group_, owner);
+        const int num_blocks = ceil_div(num_rows, kMaxRows);
+        // Blocks of equal height, as far as the step allows: in steps of 8, 192 rows are twice 96, not 128 and 64.
+        const int height = align_up(ceil_div(num_rows, num_blocks), kRowStep);
+        const Tile at = place(next_ - (last_tile - num_blocks * num_n_blocks_), num_rows, height);
+        next_ += step_;
+        const int in_run = at.m_block * height;
+        const bool masked = schedule_.row_layout == RowLayout::kMasked;
+        tile = {first_row + in_run, min(num_rows - in_run, height), masked ? group : 0, group, at.n_block};
+        return true;
+    }
+
+    /// The next 32 candidates: groups, or segments of the contiguous layout.
+    DSO_DEVICE bool load_chunk(int lane) {
+        const int candidate = chunk_ + lane;
+        chunk_ += 32;
+        if (schedule_.row_layout == RowLayout::kContiguous) {
+            if (chunk_ - 32 >= ceil_div(schedule_.m, kSegmentRows)) return false;
+            load_segment(candidate, lane);
+        } else {
+            if (chunk_ - 32 >= schedule_.num_groups) return false;
+            group_ = candidate;
+            if (schedule_.row_layout == RowLayout::kMasked) {
+                num_rows_ = candidate < schedule_.num_groups ? clamp_row(schedule_.layout[candidate]) : 0;
+            } else {
+                load_offsets(candidate, lane);
+            }
+        }
+        last_tile_ = ceil_div(num_rows_, kMaxRows) * num_n_blocks_;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const int other = __shfl_up_sync(0xFFFFFFFF, last_tile_, distance);
+            if (lane >= distance) last_tile_ += other;
+        }
+        last_tile_ += chunk_end_;
+        chunk_end_ = __shfl_sync(0xFFFFFFFF, last_tile_, 31);
+        return true;
+    }
+
+    /// Offsets never decrease: each counts as the largest so far.
+    DSO_DEVICE void load_offsets(int group, int lane) {
+        const bool exists = group < schedule_.num_groups;
+        const int begin = exists ? clamp_row(schedule_.layout[group]) : 0;
+        int end = exists ? max(begin, clamp_row(schedule_.layout[group + 1])) : 0;
+        if (lane == 0) end = max(end, rows_end_);
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const int other = __shfl_up_sync(0xFFFFFFFF, end, distance);
+            if (lane >= distance) end = max(end, other);
+        }
+        const int before = __shfl_up_sync(0xFFFFFFFF, end, 1);
+        first_row_ = max(begin, lane == 0 ? rows_end_ : before);
+        num_rows_ = exists ? end - first_row_ : 0;
+        rows_end_ = __shfl_sync(0xFFFFFFFF, end, 31);
+    }
+
+    /// Neighbouring segments of one group are one run, which its first segment's lane has.
+    DSO_DEVICE void load_segment(int segment, int lane) {
+        first_row_ = segment * kSegmentRows;
+        group_ = group_of_segment(first_row_);
+        const int before = __shfl_up_sync(0xFFFFFFFF, group_, 1);
+        const bool is_first = lane == 0 || before != group_;
+        const uint32_t firsts = __ballot_sync(0xFFFFFFFF, is_first);
+        const uint32_t later = lane == 31 ? 0 : firsts >> (lane + 1);
+        const int num_segments = later == 0 ? 32 - lane : __ffs(later);
+        num_rows_ = is_first && group_ >= 0 ? min(num_segments * kSegmentRows, schedule_.m - first_row_) : 0;
+    }
+
+    /// That of its first row which has one, or -1.
+    DSO_DEVICE int group_of_segment(int first_row) const {
+        for (int row = first_row; row < min(first_row + kSegmentRows, schedule_.m); ++row) {
+            const int group = schedule_.layout[row];
+            if (group >= 0 && group < schedule_.num_groups) return group;
+        }
+        return -1;
+    }
+
+    DSO_DEVICE int clamp_row(int row) const { return min(max(row, 0), schedule_.m); }
+
+    const RowSchedule& schedule_;
+    int num_n_blocks_, num_row_blocks_, next_, step_;
+    int chunk_ = 0, chunk_end_ = 0,
+        rows_end_ = 0;  // the next chunk's first candidate; the ends of this one's tiles, rows
+    int group_ = 0, first_row_ = 0, num_rows_ = 0, last_tile_ = 0;  // of this lane's run; one past its last tile
+};
+
+}  // namespace dso

@@ -1,0 +1,148 @@
+// The loading side of the FP8 GEMM kernels: three warps that keep the ring of stages filled, the first of which
+// schedules.
+//
+// One warp alone would take longer to issue a step's loads than small tiles take to multiply them: each of the three
+// has a loop of its own, and all meet at the stage's full barrier. A loop is run by the whole warp, though one lane
+// does the work: what is uniform in the warp is computed by the uniform datapath, and where lanes part that cannot be
+// used.
+//
+// A stage is a step of 128 of K: BLOCK_N rows of b, up to kMaxRows rows of a, a float of sfa for each of these, and one
+// of sfb. `Shared` has them as b, a, sfa and sfb, with `pipeline` and `queue`.
+#pragma once
+
+#include "device/pipeline.cuh"
+#include "device/row_scheduler.cuh"
+#include "kernels/fp8_gemm_arguments.h"
+#include "ptx/cluster.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+
+namespace dso {
+
+/// The blocks of 128 of K, from `first` to `last`, that this CTA of a cluster computes.
+struct SplitK {
+    int first, last;
+};
+
+template <typename Shape>
+DSO_DEVICE SplitK split_k(int k) {
+    const int num_k_blocks = ceil_div(k, Shape::BLOCK_K);
+    if constexpr (!Shape::kCanSplit) return {0, num_k_blocks};
+    const int rank = ptx::cluster_rank(), size = ptx::cluster_size();
+    return {num_k_blocks * rank / size, num_k_blocks * (rank + 1) / size};
+}
+
+/// The tiles, and b. Dense tiles are known beforehand, and a constant b may be read at once.
+template <typename Shape, typename Shared>
+DSO_DEVICE void schedule_and_load_b(Shared& shared, const TensorMap* map_b, const Fp8GemmArguments& arguments, int cta,
+                                    int num_ctas) {
+    if (!arguments.b_is_constant || arguments.schedule.row_layout != RowLayout::kDense) ptx::grid_dependency_wait();
+    RowScheduler<Shape::kMaxRows, Shape::kRowStep, Shape::BLOCK_N> scheduler(arguments.schedule, cta, num_ctas);
+    const SplitK split = split_k<Shape>(arguments.k);
+    typename Pipeline<Shape::kNumStages>::State state;
+    uint32_t num_tiles = 0;
+    for (GemmTile tile; scheduler.next(tile);) {
+        shared.queue.push(num_tiles, tile);
+        const int row = tile.n_block * Shape::BLOCK_N;
+        for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
+            shared.pipeline.acquire(state);
+            if (threadIdx.x % 32 != 0) continue;
+            uint64_t* full = &shared.pipeline.full[state.stage];
+            ptx::mbarrier_arrive_expect_tx(full, Shape::BLOCK_N * Shape::BLOCK_K);
+            ptx::tma_load_3d(shared.b[state.stage], map_b, full, k_block * Shape::BLOCK_K, row, tile.b_matrix);
+        }
+    }
+    shared.queue.push(num_tiles, {});
+}
+
+/// a, in one box of rows or two.
+template <typename Shape, typename Shared>
+DSO_DEVICE void load_a(Shared& shared, const TensorMap* map_a, const Fp8GemmArguments& arguments) {
+    ptx::grid_dependency_wait();
+    const SplitK split = split_k<Shape>(arguments.k);
+    const int box_rows = arguments.a_box_rows, box_bytes = box_rows * Shape::BLOCK_K;
+    typename Pipeline<Shape::kNumStages>::State state;
+    for (uint32_t num_tiles = 0;; shared.queue.pop(num_tiles)) {
+        const GemmTile tile = shared.queue.front(num_tiles);
+        if (tile.num_rows == 0) return;
+        const bool two_boxes = tile.num_rows > box_rows;
+        for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
+            shared.pipeline.acquire(state);
+            if (threadIdx.x % 32 != 0) continue;
+            uint64_t* full = &shared.pipeline.full[state.stage];
+            uint8_t* a = shared.a[state.stage];
+            ptx::mbarrier_arrive_expect_tx(full, two_boxes ? 2 * box_bytes : box_bytes);
+            ptx::tma_load_3d(a, map_a, full, k_block * Shape::BLOCK_K, tile.first_row, tile.a_matrix);
+            if (two_boxes)
+                ptx::tma_load_3d(a + box_bytes, map_a, full, k_block * Shape::BLOCK_K, tile.first_row + box_rows,
+                                 tile.a_matrix);
+        }
+    }
+}
+
+/// The scales: sfa by TMA where it is MN-major and aligned, else gathered by all lanes; and one float of sfb.
+template <typename Shape, bool kGathersSfa, typename Shared>
+DSO_DEVICE void load_scales(Shared& shared, const TensorMap* map_sfa, const Fp8GemmArguments& arguments) {
+    ptx::grid_dependency_wait();
+    const SplitK split = split_k<Shape>(arguments.k);
+    const int lane = threadIdx.x % 32;
+    typename Pipeline<Shape::kNumStages>::State state;
+    for (uint32_t num_tiles = 0;; shared.queue.pop(num_tiles)) {
+        const GemmTile tile = shared.queue.front(num_tiles);
+        if (tile.num_rows == 0) return;
+        const int block = tile.n_block * Shape::BLOCK_N / 128;
+        const float* sfb = arguments.sfb + tile.b_matrix * arguments.sfb_stride_matrix +
+                           block * arguments.sfb_stride_n + split.first * arguments.sfb_stride_k;
+        const float* sfa = arguments.sfa + tile.a_matrix * arguments.sfa_stride_matrix +
+                           tile.first_row * arguments.sfa_stride_m + split.first * arguments.sfa_stride_k;
+        for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
+            shared.pipeline.acquire(state);
+            if (!kGathersSfa && lane != 0) continue;
+            uint64_t* full = &shared.pipeline.full[state.stage];
+            const int step = k_block - split.first;
+            if constexpr (kGathersSfa) {
+                for (int row = lane; row < tile.num_rows; row += 32)
+                    ptx::cp_async_4(&shared.sfa[state.stage][row],
+                                    sfa + row * arguments.sfa_stride_m + step * arguments.sfa_stride_k, true);
+            } else {
+                ptx::mbarrier_arrive_expect_tx(full, Shape::kMaxRows * static_cast<uint32_t>(sizeof(float)));
+                ptx::tma_load_3d(shared.sfa[state.stage], map_sfa, full, tile.first_row, k_block, tile.a_matrix);
+            }
+            if (lane == 0) ptx::cp_async_4(&shared.sfb[state.stage], sfb + step * arguments.sfb_stride_k, true);
+            ptx::cp_async_mbarrier_arrive(full);
+        }
+    }
+}
+
+/// A loading warp's whole life: number `loader` of kNumLoaderWarps.
+template <typename Shape, typename Shared>
+DSO_DEVICE void produce_fp8_gemm(Shared& shared, const Fp8GemmMaps& maps, const Fp8GemmArguments& arguments, int loader,
+                                 int cta, int num_ctas) {
+    if (loader == 0) {
+        schedule_and_load_b<Shape>(shared, &maps.b, arguments, cta, num_ctas);
+    } else if (loader == 1) {
+        load_a<Shape>(shared, &maps.a, arguments);
+    } else if (arguments.sfa_by_tma) {
+        load_scales<Shape, false>(shared, &maps.sfa, arguments);
+    } else {
+        load_scales<Shape, true>(shared, &maps.sfa, arguments);
+    }
+}
+
+inline constexpr int kNumLoaderWarps = 3;
+
+/// By the first loading warp: the barriers of `Shared`, and the descriptors on their way.
+template <typename Shape, typename Shared>
+DSO_DEVICE void init_fp8_gemm(Shared& shared, const Fp8GemmMaps& maps, const Fp8GemmArguments& arguments) {
+    if (threadIdx.x % 32 == 0) {
+        ptx::prefetch_tensor_map(&maps.b);
+        ptx::prefetch_tensor_map(&maps.a);
+        if (arguments.sfa_by_tma) ptx::prefetch_tensor_map(&maps.sfa);
+        shared.queue.init(Shape::kNumMathThreads / 32 + kNumLoaderWarps - 1);
+    }
+    // A stage is full when the bytes of b, of a and of sfa are there, and the copies of sfb or of all lanes.
+    shared.pipeline.init(threadIdx.x % 32, 2 + (arguments.sfa_by_tma ? 2 : 32), Shape::kNumStageWarps);
+}
+
+}  // namespace dso

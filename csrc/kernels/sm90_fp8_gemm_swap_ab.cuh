@@ -1,0 +1,338 @@
+// FP8 GEMM with fine-grained scaling, operands swapped:   d.T = (b * sfb) @ (a * sfa).T   (+ d.T)
+//
+//   a    [groups, m, k]                      e4m3, K-major          TMA, 128-byte swizzle
+//   b    [groups, n, k]                      e4m3, K-major          TMA, 128-byte swizzle
+//   sfa  [groups, m, ceil(k/128)]            f32, any strides       TMA where MN-major and aligned, else cp.async
+//   sfb  [groups, ceil(n/128), ceil(k/128)]  f32, any strides       cp.async, one float a tile and step
+//   d    [groups, m, n]                      bf16 or f32            16-byte stores through shared memory, or direct
+//
+// The weights b stand on the 64-row side of WGMMA and the tokens a on its N side, which comes in steps of 8: a few
+// tokens cost few of the tensor core's columns, and most of a stage's bytes are weights.
+//
+// Tile      BLOCK_N = 64 rows of b, up to kMaxRows rows of a, steps of 128 of K; a ring of kNumStages.
+//           A tile multiplies as many columns as its rows of a need (tile_width).
+// Split     A cluster of s CTAs shares a tile, each with an s-th of K, and kNumKGroups warpgroups share the steps of a
+//           CTA in turn. Each sends its sums to their owners' shared memory, and those add them up in order. In a
+//           cluster a CTA has one tile only.
+// Roles     warpgroups 0 .. kNumKGroups - 1: WGMMA, promotion, epilogue.   the last three warps load
+// (fp8_gemm_producer.cuh). Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one
+// arrival of each math warp.
+//           queue: tiles from the first loading warp to all others.   named 1: the math threads, in the epilogue.
+//           Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are here.
+// Shared    Fp8SwapAbShared below.
+// Numerics  As sm90_fp8_gemm.cuh, and unsplit bit for bit the same: the order of additions depends on k alone. Split,
+//           it depends on k and the number of parts.
+// Limits    k % 16 == 0, n % 8 == 0, any m >= 1.
+// Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_swap_ab.cu.   docs/fp8_gemm.md
+#pragma once
+
+#include "device/math.cuh"
+#include "device/promote.cuh"
+#include "device/store.cuh"
+#include "device/tile.cuh"
+#include "kernels/fp8_gemm_producer.cuh"
+#include "ptx/wgmma.cuh"
+
+namespace dso {
+
+/// One line of launch/fp8_swap_ab_configs.def, for the compiler.
+template <int kMaxRows_, int kNumKGroups_, int kNumStages_, int kCtasPerSm_>
+struct Fp8SwapAbShape {
+    static constexpr int kMaxRows = kMaxRows_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
+    static constexpr int kRowStep = 8, kCtasPerSm = kCtasPerSm_;
+    static constexpr int BLOCK_N = 64, BLOCK_K = 128;
+    static constexpr int kNumMathThreads = 128 * kNumKGroups, kNumThreads = kNumMathThreads + 32 * kNumLoaderWarps;
+    static constexpr int kNumStageWarps = 4;  // a stage is one warpgroup's
+    static constexpr bool kCanSplit = true;
+    static_assert(kNumStages % kNumKGroups == 0, "a stage must always be the same warpgroup's");
+};
+
+template <typename Shape>
+struct Fp8SwapAbShared {
+    alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * Shape::BLOCK_K];
+    alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
+    union {
+        alignas(128) uint8_t panel[Shape::kMaxRows * kSwizzleBytes];  // 64 bfloat16 a token
+        float received[Shape::kNumKGroups * Shape::BLOCK_N * Shape::kMaxRows];
+    };
+    alignas(128) float sfa[Shape::kNumStages][align_up(Shape::kMaxRows, 32)];  // TMA writes to multiples of 128
+    float sfb[Shape::kNumStages];
+    alignas(8) Pipeline<Shape::kNumStages> pipeline;
+    TileQueue queue;
+    uint64_t all_received;
+};
+
+/// The columns of the tensor core's tile that `num_rows` tokens take: one of the compiled widths.
+template <typename Shape>
+DSO_DEVICE int tile_width(int num_rows) {
+    if constexpr (Shape::kMaxRows == 128) {
+        return align_up(num_rows, 32);
+    } else if constexpr (Shape::kMaxRows >= 32) {
+        return num_rows > Shape::kMaxRows / 2 ? Shape::kMaxRows : Shape::kMaxRows / 2;
+    } else {
+        return Shape::kMaxRows;
+    }
+}
+
+template <typename Shape>
+class Fp8SwapAbConsumer {
+  public:
+    using Shared = Fp8SwapAbShared<Shape>;
+
+    DSO_DEVICE Fp8SwapAbConsumer(Shared& shared, const Fp8GemmArguments& arguments, const DirectOutput& output)
+        : shared_(shared),
+          arguments_(arguments),
+          output_(output),
+          k_group_(__shfl_sync(0xFFFFFFFF, threadIdx.x / 128, 0)),
+          thread_(threadIdx.x % 128),
+          a_(shared.a[0]),
+          b_(shared.b[0]) {}
+
+    DSO_DEVICE void run() {
+        for (;; shared_.queue.pop(num_tiles_)) {
+            const GemmTile& tile = shared_.queue.front(num_tiles_);
+            if (tile.num_rows == 0) return;
+            const int width = tile_width<Shape>(tile.num_rows);
+            if constexpr (Shape::kMaxRows == 128) {
+                if (width == 32) {
+                    compute<32>(tile);
+                } else if (width == 64) {
+                    compute<64>(tile);
+                } else if (width == 96) {
+                    compute<96>(tile);
+                } else {
+                    compute<128>(tile);
+                }
+            } else if constexpr (Shape::kMaxRows >= 32) {
+                if (width == Shape::kMaxRows / 2) {
+                    compute<Shape::kMaxRows / 2>(tile);
+                } else {
+                    compute<Shape::kMaxRows>(tile);
+                }
+            } else {
+                compute<Shape::kMaxRows>(tile);
+            }
+        }
+    }
+
+  private:
+    template <int kTokens>
+    DSO_DEVICE void compute(const GemmTile& tile) {
+        float sum[kTokens / 2], partial[kTokens / 2];
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) sum[i] = 0.f;
+
+        const SplitK split = split_k<Shape>(arguments_.k);
+        for (int i = split.first; i < split.last; ++i, advance()) {
+            if (state_.stage % Shape::kNumKGroups != k_group_) continue;  // another warpgroup's step
+            shared_.pipeline.wait(state_);
+            const uint64_t a = a_.get(), b = b_.get();
+            ptx::keep_in_order(partial);
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < Shape::BLOCK_K; k += 32)
+                ptx::WgmmaE4M3<kTokens>::mma(partial, advance_descriptor(b, k), advance_descriptor(a, k), k != 0);
+            ptx::wgmma_commit();
+            ptx::keep_in_order(partial);
+
+            const float sfb = shared_.sfb[state_.stage];
+            const auto* sfa = reinterpret_cast<const float2*>(shared_.sfa[state_.stage]) + thread_ % 4;
+            if constexpr (kTokens <= 64) {
+                float2 scales[kTokens / 8];  // read while the tensor core works
+#pragma unroll
+                for (int j = 0; j < kTokens / 8; ++j) scales[j] = sfa[4 * j];
+                ptx::wgmma_wait<0>();
+                ptx::keep_in_order(partial);
+                release_stage();
+                promote_columns(sum, partial, [&](int j) { return scales[j]; }, sfb);
+            } else {  // there are no registers for that
+                ptx::wgmma_wait<0>();
+                ptx::keep_in_order(partial);
+                promote_columns(sum, partial, [&](int j) { return sfa[4 * j]; }, sfb);
+                release_stage();
+            }
+        }
+
+        if (Shape::kNumKGroups > 1 || ptx::cluster_size() > 1) {
+            reduce_and_store<kTokens>(sum, tile);
+        } else if (output_.is_bf16 && !output_.accumulate) {
+            store_bf16<kTokens>(sum, tile);
+        } else {
+            store_direct<kTokens>(sum, tile);
+        }
+    }
+
+    DSO_DEVICE void advance() {
+        a_.advance(state_.stage);
+        b_.advance(state_.stage);
+        state_.advance();
+    }
+
+    DSO_DEVICE void release_stage() {
+        __syncwarp();  // every lane has read its scales
+        if (thread_ % 32 == 0) shared_.pipeline.release(state_);
+    }
+
+    DSO_DEVICE int64_t row_offset(const GemmTile& tile, int token) const {
+        return tile.a_matrix * output_.stride_matrix + (tile.first_row + token) * output_.stride;
+    }
+
+    /// Whether row `token` of the tile is the tile's own. Rows of a contiguous layout each say whose they are.
+    DSO_DEVICE bool is_owned(const GemmTile& tile, int token) const {
+        return token < tile.num_rows && (arguments_.schedule.row_layout != RowLayout::kContiguous ||
+                                         arguments_.schedule.layout[tile.first_row + token] == tile.b_matrix);
+    }
+
+    /// Transposed through shared memory, so that a thread stores eight neighbours of a row of d.
+    template <int kTokens>
+    DSO_DEVICE void store_bf16(const float (&sum)[kTokens / 2], const GemmTile& tile) {
+        const int thread = ptx::compute_here(thread_);
+        const uint32_t warp = thread / 32, lane = thread % 32, barrier = 1;
+        uint8_t* panel = shared_.panel;
+        ptx::named_barrier_sync(barrier, 128);  // the previous tile has left the panel
+#pragma unroll
+        for (int j = 0; j < kTokens / 8; ++j) {
+            ptx::stmatrix_x2_trans(panel + swizzled_offset(8 * j + lane % 8, 2 * warp + lane / 8 % 2),
+                                   ptx::pack_bf16x2(sum[4 * j + 0], sum[4 * j + 1]),
+                                   ptx::pack_bf16x2(sum[4 * j + 2], sum[4 * j + 3]));
+        }
+        ptx::named_barrier_sync(barrier, 128);
+        const int first_column = tile.n_block * Shape::BLOCK_N;
+#pragma unroll
+        for (int i = thread; i < kTokens * 8; i += 128) {
+            const int token = i / 8, chunk = i % 8, column = first_column + 8 * chunk;
+            if (column >= arguments_.schedule.n || !is_owned(tile, token)) continue;
+            const uint4 value = *reinterpret_cast<const uint4*>(panel + swizzled_offset(token, chunk));
+            *reinterpret_cast<uint4*>(static_cast<uint16_t*>(output_.d) + row_offset(tile, token) + column) = value;
+        }
+    }
+
+    template <int kTokens>
+    DSO_DEVICE void store_direct(const float (&sum)[kTokens / 2], const GemmTile& tile) {
+        const int thread = ptx::compute_here(thread_), warp = thread / 32, lane = thread % 32;
+        const int column = tile.n_block * Shape::BLOCK_N + warp * 16 + lane / 4;
+#pragma unroll
+        for (int j = 0; j < kTokens / 4; ++j) {
+            const int token = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
+            if (!is_owned(tile, token)) continue;
+            const int64_t first = row_offset(tile, token);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                if (column + 8 * half < arguments_.schedule.n)
+                    store_element(output_, first + column + 8 * half, sum[4 * (j / 2) + 2 * half + j % 2]);
+            }
+        }
+    }
+
+    /// Adds up the sums of all warpgroups and CTAs that share a tile. Each CTA owns BLOCK_N / size neighbouring rows of
+    /// it. Sums are sent as they lie in registers: a warp sends 512 bytes at once, and an owner's warp reads them so.
+    template <int kTokens>
+    DSO_DEVICE void reduce_and_store(const float (&sum)[kTokens / 2], const GemmTile& tile) {
+        constexpr int kVector = kTokens == 8 ? 2 : 4;     // floats that a lane sends at a time ...
+        constexpr int kTokensOfVector = 8 * kVector / 2;  // ... of this many tokens
+        constexpr int kNumVectors = kTokens / kTokensOfVector;
+        using Vector = float[kVector];
+        const int size = ptx::cluster_size(), num_parts = size * Shape::kNumKGroups;
+        const int part = ptx::cluster_rank() * Shape::kNumKGroups + k_group_;
+        const int num_units = Shape::BLOCK_N / 8 / size;  // a unit is 8 rows
+        const int num_vectors = ceil_div(tile.num_rows, kTokensOfVector);
+        const int warp = thread_ / 32, lane = thread_ % 32;
+        auto* received = reinterpret_cast<Vector*>(shared_.received);  // [part][owned unit][vector][lane]
+        if (size > 1) {
+            ptx::cluster_wait();  // until all CTAs run, and their barriers are initialised
+            if (threadIdx.x == 0) {
+                ptx::mbarrier_arrive_expect_tx(&shared_.all_received,
+                                               num_parts * num_units * num_vectors * 32 * sizeof(Vector));
+            }
+        } else {
+            ptx::named_barrier_sync(1, Shape::kNumMathThreads);  // until the tile before has been read
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int unit = 2 * warp + half, owner = unit / num_units, owned = unit % num_units;
+            float* destination = received[(part * num_units + owned) * num_vectors * 32 + lane];
+            const uint32_t remote = ptx::cluster_address(destination, owner);
+            const uint32_t barrier = ptx::cluster_address(&shared_.all_received, owner);
+#pragma unroll
+            for (int v = 0; v < kNumVectors; ++v) {
+                if (v >= num_vectors) continue;
+                float values[kVector];
+#pragma unroll
+                for (int i = 0; i < kVector; ++i) values[i] = sum[4 * (v * kVector / 2 + i / 2) + 2 * half + i % 2];
+                if (size > 1) {
+                    ptx::store_to_cluster_async(remote + v * 32 * sizeof(Vector), values, barrier);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < kVector; ++i) destination[v * 32 * kVector + i] = values[i];
+                }
+            }
+        }
+        if (size > 1) {
+            ptx::mbarrier_wait(&shared_.all_received, 0);
+        } else {
+            ptx::named_barrier_sync(1, Shape::kNumMathThreads);
+        }
+
+        for (int i = threadIdx.x / 32; i < num_units * num_vectors; i += Shape::kNumMathThreads / 32) {
+            float total[kVector] = {};
+            for (int source = 0; source < num_parts; ++source) {
+                const auto& x = received[(source * num_units * num_vectors + i) * 32 + lane];
+#pragma unroll
+                for (int e = 0; e < kVector; ++e) total[e] += x[e];
+            }
+            // A lane has one row and two neighbouring tokens at a time: two lanes exchange them for two neighbouring
+            // rows and one token each.
+            const int unit = i / num_vectors, v = i % num_vectors;
+            const int column =
+                tile.n_block * Shape::BLOCK_N + (ptx::cluster_rank() * num_units + unit) * 8 + lane / 8 * 2;
+            const bool is_odd = lane / 4 % 2;
+#pragma unroll
+            for (int e = 0; e < kVector; e += 2) {
+                const float given = __shfl_xor_sync(0xFFFFFFFF, is_odd ? total[e] : total[e + 1], 4);
+                const float2 pair = is_odd ? float2{given, total[e + 1]} : float2{total[e], given};
+                const int token = v * kTokensOfVector + 4 * e + 2 * (lane % 4) + is_odd;
+                if (column < arguments_.schedule.n && is_owned(tile, token))
+                    store_pair(output_, row_offset(tile, token) + column, pair);
+            }
+        }
+    }
+
+    Shared& shared_;
+    const Fp8GemmArguments& arguments_;
+    const DirectOutput& output_;
+    const int k_group_, thread_;
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0])> a_;
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0])> b_;
+    typename Pipeline<Shape::kNumStages>::State state_;
+    uint32_t num_tiles_ = 0;
+};
+
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::kNumThreads, Shape::kCtasPerSm)
+    sm90_fp8_gemm_swap_ab_kernel(const __grid_constant__ Fp8GemmMaps maps,
+                                 const __grid_constant__ Fp8GemmArguments arguments,
+                                 const __grid_constant__ DirectOutput output) {
+    using Shared = Fp8SwapAbShared<Shape>;
+    static_assert(sizeof(Shared) <= 232448, "more shared memory than a CTA can have");
+    extern __shared__ __align__(kSwizzleAtomBytes) uint8_t dynamic_shared[];
+    auto& shared = *reinterpret_cast<Shared*>(dynamic_shared);
+    const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
+    constexpr int kProducerWarp = Shape::kNumMathThreads / 32;
+
+    const int size = ptx::cluster_size();
+    if (warp == kProducerWarp) {
+        if (threadIdx.x % 32 == 0) ptx::mbarrier_init(&shared.all_received, 1);
+        init_fp8_gemm<Shape>(shared, maps, arguments);
+    }
+    __syncthreads();
+    if (size > 1) ptx::cluster_arrive();
+    ptx::grid_launch_dependents();
+
+    if (warp >= kProducerWarp) {
+        produce_fp8_gemm<Shape>(shared, maps, arguments, warp - kProducerWarp, blockIdx.x / size, gridDim.x / size);
+    } else {
+        Fp8SwapAbConsumer<Shape>(shared, arguments, output).run();
+    }
+}
+
+}  // namespace dso

@@ -1,0 +1,53 @@
+// Clusters of CTAs: their barrier, and stores into each other's shared memory.
+// PTX ISA, sections "Parallel Synchronization and Communication Instructions: barrier.cluster" and "mapa".
+#pragma once
+
+#include "ptx/mbarrier.cuh"
+
+namespace dso::ptx {
+
+/// `%cluster_nctarank`: the number of CTAs in this cluster; 1 where the launch named no cluster.
+DSO_DEVICE uint32_t cluster_size() {
+    uint32_t size;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+}
+
+/// `%cluster_ctarank`: this CTA's place in its cluster.
+DSO_DEVICE uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/// `barrier.cluster.arrive.relaxed`: this thread is here. Orders no memory but what a fence before it does: the form
+/// that releases also waits for all earlier global writes, which takes a microsecond.
+DSO_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+
+/// `barrier.cluster.wait`: until every thread of the cluster that still runs has arrived.
+DSO_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+/// `mapa`: the address of `pointer`, which is into this CTA's shared memory, in that of CTA `rank`.
+DSO_DEVICE uint32_t cluster_address(const void* pointer, uint32_t rank) {
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_addr(pointer)), "r"(rank));
+    return address;
+}
+
+/// `st.async`: floats to an address from `cluster_address`; their bytes are counted by `barrier`, which is in the same
+/// CTA's shared memory, when they are there. No fence is needed.
+DSO_DEVICE void store_to_cluster_async(uint32_t address, const float (&x)[2], uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(address),
+        "f"(x[0]), "f"(x[1]), "r"(barrier)
+        : "memory");
+}
+DSO_DEVICE void store_to_cluster_async(uint32_t address, const float (&x)[4], uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+            address),
+        "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(barrier)
+        : "memory");
+}
+
+}  // namespace dso::ptx

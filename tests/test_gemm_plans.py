@@ -1,0 +1,73 @@
+"""Every compiled tile of the FP8 GEMM, and every split of k, at shapes that the planner would not give it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+import deepseek_ops
+from deepseek_ops import _native, fp8_gemm_nt, to_mn_major_tma_aligned
+from deepseek_ops.library import library_path
+from tests.support import BF16_LIMIT, GPU, assert_gemm_close, bits, dequantized_product, quantized_operands
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU")]
+
+CONFIGS = _native.fp8_gemm_configs() if deepseek_ops.build_info["cuda"] else []
+PLANS = [(x["config"], splits) for x in CONFIGS for splits in ((1, 2, 4, 8) if x["swaps_operands"] else (1,))]
+SHAPES = [(1, 8, 1024), (7, 72, 1152), (17, 136, 2048), (65, 264, 1040), (130, 576, 1024), (321, 200, 1280)]
+
+
+class Gemm(ctypes.Structure):
+    """dso_fp8_gemm of csrc/launch/deepseek_kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("a", "sfa", "b", "sfb", "d")),
+        *((name, ctypes.c_int64) for name in ("m", "n", "k", "a_stride", "b_stride", "d_stride")),
+        *((name, ctypes.c_int64) for name in ("sfa_stride_m", "sfa_stride_k", "sfb_stride_n", "sfb_stride_k")),
+        *((name, ctypes.c_int) for name in ("d_dtype", "accumulate", "batch_invariant")),
+    ]
+
+
+def by_plan(plan: tuple[int, int], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor) -> Tensor:
+    library = ctypes.CDLL(library_path("kernels"))
+    library.dso_fp8_gemm_nt_by_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    out = torch.full((a.shape[0], b.shape[0]), torch.nan, dtype=torch.bfloat16, device=a.device)
+    pointers = (x.data_ptr() for x in (a, sfa, b, sfb, out))
+    strides = (*sfa.stride(), *sfb.stride())
+    gemm = Gemm(*pointers, *a.shape[:1], *b.shape, a.stride(0), b.stride(0), out.stride(0), *strides, 0, 0, 0)
+    stream = torch.cuda.current_stream().cuda_stream
+    assert library.dso_fp8_gemm_nt_by_plan(ctypes.byref(gemm), *plan, stream) == 0
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_every_plan_is_right_with_scales_of_both_layouts(plan, shape):
+    a, sfa, b, sfb = quantized_operands(*shape, "cuda")
+    want = dequantized_product(a, sfa, b, sfb)
+    first = by_plan(plan, a, sfa, b, sfb)
+    assert_gemm_close(first, want, BF16_LIMIT)
+    assert torch.equal(bits(by_plan(plan, a, to_mn_major_tma_aligned(sfa), b, sfb)), bits(first))
+
+
+@pytest.mark.parametrize(
+    "plan", [plan for plan in PLANS if plan[1] > 1 or CONFIGS[plan[0]]["num_stages"] == 10], ids=str
+)
+def test_a_plan_gives_the_same_bits_every_time(plan):
+    operands = quantized_operands(24, 576, 7168, "cuda")
+    want = bits(by_plan(plan, *operands))
+    for _ in range(100):
+        assert torch.equal(bits(by_plan(plan, *operands)), want)
+
+
+@pytest.mark.parametrize(("n", "k"), [(2112, 7168), (576, 1536), (264, 272)])
+def test_batch_invariant_rows_have_the_same_bits_in_any_company(n, k):
+    a, sfa, b, sfb = quantized_operands(4096, n, k, "cuda")
+    want = bits(fp8_gemm_nt(a, sfa, b, sfb, batch_invariant=True))
+    for m in (1, 2, 16, 17, 33, 64, 65, 128, 129, 1000):
+        rows = slice(500, 500 + m)
+        got = fp8_gemm_nt(a[rows], sfa[rows], b, sfb, batch_invariant=True)
+        assert torch.equal(bits(got), want[rows]), f"{m} rows"
