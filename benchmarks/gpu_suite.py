@@ -57,9 +57,9 @@ def stages(quick: bool, peers: Path | None, work: Path = WORK) -> list[Stage]:
     tests = (*pytest, "tests", "-m", "gpu", f"--junitxml={work / 'tests.xml'}")
     sanitizer = (python, str(ROOT / "tests" / "sanitizer.py"), "--json", str(work / "sanitizer.json"))
     return [
-        Stage("tests", tests, 180),
+        Stage("tests", tests, 150),
         Stage("sanitizer", sanitizer, 80),
-        Stage("benches", benches, 90 if quick else 200),
+        Stage("benches", benches, 90 if quick else 240),
     ]
 
 

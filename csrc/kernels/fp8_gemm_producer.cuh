@@ -91,9 +91,11 @@ DSO_DEVICE void load_scales(Shared& shared, const TensorMap* map_sfa, const Fp8G
     for (uint32_t num_tiles = 0;; shared.queue.pop(num_tiles)) {
         const GemmTile tile = shared.queue.front(num_tiles);
         if (tile.num_rows == 0) return;
+        const int first_row = tile.first_row / 4 * 4;  // TMA wants runs of float32 to start at multiples of 16 bytes
         const int block = tile.n_block * Shape::BLOCK_N / 128;
         const float* sfb = arguments.sfb + tile.b_matrix * arguments.sfb_stride_matrix +
                            block * arguments.sfb_stride_n + split.first * arguments.sfb_stride_k;
+        const int offset = Shape::kScaleRun > Shape::kMaxRows ? tile.first_row - first_row : 0;
         const float* sfa = arguments.sfa + tile.a_matrix * arguments.sfa_stride_matrix +
                            tile.first_row * arguments.sfa_stride_m + split.first * arguments.sfa_stride_k;
         for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
@@ -103,11 +105,11 @@ DSO_DEVICE void load_scales(Shared& shared, const TensorMap* map_sfa, const Fp8G
             const int step = k_block - split.first;
             if constexpr (kGathersSfa) {
                 for (int row = lane; row < tile.num_rows; row += 32)
-                    ptx::cp_async_4(&shared.sfa[state.stage][row],
+                    ptx::cp_async_4(&shared.sfa[state.stage][offset + row],
                                     sfa + row * arguments.sfa_stride_m + step * arguments.sfa_stride_k, true);
             } else {
-                ptx::mbarrier_arrive_expect_tx(full, Shape::kMaxRows * static_cast<uint32_t>(sizeof(float)));
-                ptx::tma_load_3d(shared.sfa[state.stage], map_sfa, full, tile.first_row, k_block, tile.a_matrix);
+                ptx::mbarrier_arrive_expect_tx(full, Shape::kScaleRun * static_cast<uint32_t>(sizeof(float)));
+                ptx::tma_load_3d(shared.sfa[state.stage], map_sfa, full, first_row, k_block, tile.a_matrix);
             }
             if (lane == 0) ptx::cp_async_4(&shared.sfb[state.stage], sfb + step * arguments.sfb_stride_k, true);
             ptx::cp_async_mbarrier_arrive(full);

@@ -35,6 +35,7 @@ struct Fp8GemmShape {
     static constexpr int kMaxRows = 64 * kNumMathWarpgroups, kRowStep = kMaxRows, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
     static constexpr int kNumMathThreads = 128 * kNumMathWarpgroups, kNumThreads = kNumMathThreads + 128;
     static constexpr int kNumStageWarps = kNumMathThreads / 32;
+    static constexpr int kScaleRun = kMaxRows + 4;  // floats of sfa that a step loads: a run starts at a multiple of 4
     static constexpr bool kCanSplit = false;
 
     // Registers a thread, of 65,536 in all: what the producer needs, and as many as the math warpgroups can have.
@@ -52,7 +53,7 @@ struct Fp8GemmShared {
     alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
     // A warp's 16 rows of the output, 64 columns each. (TMA's swizzle goes by the address: whole atoms.)
     alignas(kSwizzleAtomBytes) uint8_t panels[Shape::kNumMathThreads / 32][Shape::BLOCK_N / 64][16 * kSwizzleBytes];
-    alignas(128) float sfa[Shape::kNumStages][Shape::kMaxRows];  // TMA writes to multiples of 128
+    alignas(128) float sfa[Shape::kNumStages][align_up(Shape::kScaleRun, 32)];  // TMA writes to multiples of 128
     float sfb[Shape::kNumStages];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
     TileQueue queue;
@@ -104,10 +105,12 @@ class Fp8GemmConsumer {
 #pragma unroll
         for (int i = 0; i < kNumSums; ++i) sum[i] = 0.f;
 
+        const int row = warp_ * 16 + lane_ / 4 + tile.first_row % 4;  // in the run of sfa
+
         for (int i = ceil_div(arguments_.k, Shape::BLOCK_K); i > 0; --i, advance()) {
             shared_.pipeline.wait(state_);
             const float sfb = shared_.sfb[state_.stage];
-            const float* sfa = &shared_.sfa[state_.stage][warp_ * 16 + lane_ / 4];
+            const float* sfa = &shared_.sfa[state_.stage][row];
             const float upper = sfa[0] * sfb, lower = sfa[8] * sfb;
             const uint64_t a = a_.get(), b = b_.get();
             ptx::keep_in_order(partial);

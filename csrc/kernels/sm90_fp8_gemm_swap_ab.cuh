@@ -42,7 +42,8 @@ struct Fp8SwapAbShape {
     static constexpr int kRowStep = 8, kCtasPerSm = kCtasPerSm_;
     static constexpr int BLOCK_N = 64, BLOCK_K = 128;
     static constexpr int kNumMathThreads = 128 * kNumKGroups, kNumThreads = kNumMathThreads + 32 * kNumLoaderWarps;
-    static constexpr int kNumStageWarps = 4;  // a stage is one warpgroup's
+    static constexpr int kScaleRun = kMaxRows;  // floats of sfa that a step loads
+    static constexpr int kNumStageWarps = 4;    // a stage is one warpgroup's
     static constexpr bool kCanSplit = true;
     static_assert(kNumStages % kNumKGroups == 0, "a stage must always be the same warpgroup's");
 };

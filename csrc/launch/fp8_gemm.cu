@@ -41,12 +41,12 @@ struct GroupedGemm {
     int64_t num_a_matrices() const { return row_layout == RowLayout::kMasked ? group.num_groups : 1; }
 };
 
-/// Where a step's run of sfa can come by TMA. A run must start at a multiple of 16 bytes, too, and groups without
-/// padding start anywhere.
-bool is_mn_major_tma_aligned(const GroupedGemm& x) {
+/// Where a step's run of sfa can come by TMA. A run starts at a multiple of 16 bytes; groups without padding start
+/// anywhere, which only the kernel for many rows makes up for.
+bool is_mn_major_tma_aligned(const GroupedGemm& x, const Fp8GemmConfig& tile) {
     const dso_fp8_gemm& gemm = x.gemm;
-    return x.row_layout != RowLayout::kOffsets && (gemm.sfa_stride_m == 1 || gemm.m == 1) &&
-           reinterpret_cast<uintptr_t>(gemm.sfa) % 16 == 0 &&
+    if (x.row_layout == RowLayout::kOffsets && tile.swaps_operands) return false;
+    return (gemm.sfa_stride_m == 1 || gemm.m == 1) && reinterpret_cast<uintptr_t>(gemm.sfa) % 16 == 0 &&
            (gemm.k <= 128 || (gemm.sfa_stride_k % 4 == 0 && gemm.sfa_stride_k >= gemm.m)) &&
            (x.num_a_matrices() == 1 || x.group.sfa_stride_group % 4 == 0);
 }
@@ -68,16 +68,22 @@ dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmL
     DSO_TRY(encode_tensor_map(
         {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, tile.block_n, 128, true},
         &launch.maps.b));
+    arguments.sfa_by_tma = is_mn_major_tma_aligned(x, tile);
+    const bool stores_by_tma = !tile.swaps_operands && gemm.d_dtype == DSO_BF16 && !gemm.accumulate;
+    launch.is_dense_by_tma =
+        dense && tile.is_largest() && stores_by_tma && arguments.sfa_by_tma && gemm.m >= tile.max_rows;
+    // A run of scales, and panels of 64 columns for 64 rows or, where rows may be another's, a warp's 16.
+    const int scale_run = launch.is_dense_by_tma ? tile.max_rows : tile.scale_run();
+    const int panel_rows = launch.is_dense_by_tma ? 64 : 16;
+    if (stores_by_tma)
+        DSO_TRY(encode_tensor_map(
+            {gemm.d, matrices, gemm.m, gemm.n, group.d_stride_group, gemm.d_stride, 2, panel_rows, 64, true},
+            &launch.maps.d));
     // A step's scales are a run of the rows of an MN-major sfa: a matrix of ceil(k / 128) rows of m.
-    arguments.sfa_by_tma = is_mn_major_tma_aligned(x);
     if (arguments.sfa_by_tma)
         DSO_TRY(encode_tensor_map({gemm.sfa, matrices, ceil_div<int64_t>(k, 128), gemm.m, group.sfa_stride_group,
-                                   gemm.sfa_stride_k, 4, 1, tile.max_rows, false},
+                                   gemm.sfa_stride_k, 4, 1, scale_run, false},
                                   &launch.maps.sfa));
-    // A warp stores its 16 rows in panels of 64 columns.
-    if (!tile.swaps_operands && gemm.d_dtype == DSO_BF16 && !gemm.accumulate)
-        DSO_TRY(encode_tensor_map(
-            {gemm.d, matrices, gemm.m, gemm.n, group.d_stride_group, gemm.d_stride, 2, 16, 64, true}, &launch.maps.d));
     return DSO_OK;
 }
 

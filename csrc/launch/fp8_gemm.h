@@ -12,6 +12,7 @@ struct Fp8GemmLaunch {
     Fp8GemmArguments arguments;
     DirectOutput output;
     int device, num_ctas, cluster_size;
+    bool is_dense_by_tma;       // sm90_fp8_gemm_dense.cuh can do it
     bool overlaps_predecessor;  // starts while the kernel before it ends
     dso_stream stream;
 };

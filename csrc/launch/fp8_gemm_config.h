@@ -18,9 +18,15 @@ struct Fp8GemmConfig {
         return {true, num_k_groups, max_rows, 64, num_stages, ctas_per_sm};
     }
 
+    /// The tile of GEMMs of many rows, for which there is a kernel of its own where these are dense.
+    constexpr bool is_largest() const { return !swaps_operands && max_rows == 192 && block_n == 128; }
+
+    /// Floats of sfa that a step loads: those of unpadded groups may start up to three later than TMA can.
+    constexpr int scale_run() const { return swaps_operands ? max_rows : max_rows + 4; }
+
     /// What the kernel's shared memory comes to at most (static_assert in fp8_gemm_instance.cuh).
     constexpr int shared_bytes() const {
-        const int scales = (max_rows + 31) / 32 * 128 + 4, barriers = 2 * 8;
+        const int scales = (scale_run() + 31) / 32 * 128 + 4, barriers = 2 * 8;
         const int stage = (max_rows + block_n) * 128 + scales + barriers;
         const int output = swaps_operands ? num_warpgroups * block_n * max_rows * 4 : max_rows * block_n * 2;
         const int used = num_stages * stage + output + 256;  // with the queue of tiles

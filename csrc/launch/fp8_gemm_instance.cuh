@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/sm90_fp8_gemm.cuh"
+#include "kernels/sm90_fp8_gemm_dense.cuh"
 #include "kernels/sm90_fp8_gemm_swap_ab.cuh"
 #include "launch/fp8_gemm.h"
 #include "launch/fp8_gemm_config.h"
@@ -23,6 +24,11 @@ dso_status launch_fp8_gemm(const Fp8GemmLaunch& launch) {
     using Shared = Fp8GemmShared<Shape>;
     static_assert(sizeof(Shared) <= Fp8GemmConfig::tall(kNumMathWarpgroups, BLOCK_N, kNumStages).shared_bytes(),
                   "the planner's view of a tile is the kernel's");
+    if constexpr (Fp8GemmConfig::tall(kNumMathWarpgroups, BLOCK_N, kNumStages).is_largest()) {
+        using DenseShared = Fp8GemmDenseShared<Shape>;
+        if (launch.is_dense_by_tma)
+            return launch_fp8_gemm_kernel<sm90_fp8_gemm_dense_kernel<Shape>, DenseShared>(launch, Shape::kNumThreads);
+    }
     return launch_fp8_gemm_kernel<sm90_fp8_gemm_kernel<Shape>, Shared>(launch, Shape::kNumThreads);
 }
 
