@@ -5,7 +5,7 @@
     python benchmarks/report.py --plots    draw the plots, too (needs matplotlib)
 
 A table stands between `<!-- figures:begin NAME -->` and `<!-- figures:end NAME -->`. NAME is `conditions`, `summary`,
-`checks`, `host`, `generation`, `variants` or the name of an op.
+`checks`, `host`, `generation`, one of COMPARED or the name of an op.
 
 The results file (benchmarks/results/h200.json), schema 1; times are medians over `n` samples:
 
@@ -46,8 +46,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "h200.json"
-VARIANTS = ROOT / "benchmarks" / "results" / "h200-fp8-gemm-variants.json"
-"""Designs of the FP8 GEMM that were compared once, and mostly not kept."""
+COMPARED = {
+    "variants": "h200-fp8-gemm-variants.json",
+    "many_rows": "h200-fp8-gemm-many-rows.json",
+    "loaders": "h200-fp8-gemm-loaders.json",
+}
+"""Tables of designs that were compared once, each in a file of its own."""
 OURS = "deepseek_ops"
 NOT_MEASURED = "Not measured yet: `make gpu` on an H200 writes these figures."
 
@@ -142,14 +146,14 @@ def generation(results: Results) -> str:
     return markdown(["model", "batch", "tokens/s"], rows) if rows else NOT_MEASURED
 
 
-def variants(_: Results) -> str:
+def compared(name: str) -> str:
     """Each variant's time over that of the first, which was kept."""
-    compared = json.loads(VARIANTS.read_text())
-    kept, *others = compared["us"].items()
+    runs = json.loads((ROOT / "benchmarks" / "results" / COMPARED[name]).read_text())
+    kept, *others = runs["us"].items()
     rows = [[f"{kept[0]} (us)", *map(number, kept[1])]]
-    for name, times in others:
-        rows.append([name, *(f"{t / t_kept:.2f}x" for t, t_kept in zip(times, kept[1], strict=True))])
-    return markdown(["", *compared["shapes"]], rows)
+    for variant, times in others:
+        rows.append([variant, *(f"{t / t_kept:.2f}x" for t, t_kept in zip(times, kept[1], strict=True))])
+    return markdown(["", *runs["shapes"]], rows)
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -158,7 +162,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "checks": checks,
     "host": host,
     "generation": generation,
-    "variants": variants,
+    **{name: lambda _, name=name: compared(name) for name in COMPARED},
 }
 
 

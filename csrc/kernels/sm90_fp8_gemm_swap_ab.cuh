@@ -23,7 +23,7 @@
 // Numerics  As sm90_fp8_gemm.cuh, and unsplit bit for bit the same: the order of additions depends on k alone. Split,
 //           it depends on k and the number of parts.
 // Limits    k % 16 == 0, n % 8 == 0, any m >= 1.
-// Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_swap_ab.cu.   docs/fp8_gemm.md
+// Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 
 #include "device/math.cuh"
@@ -35,7 +35,7 @@
 
 namespace dso {
 
-/// One line of launch/fp8_swap_ab_configs.def, for the compiler.
+/// One line of launch/fp8_gemm_configs.def, for the compiler.
 template <int kMaxRows_, int kNumKGroups_, int kNumStages_, int kCtasPerSm_>
 struct Fp8SwapAbShape {
     static constexpr int kMaxRows = kMaxRows_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
