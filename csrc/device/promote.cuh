@@ -22,14 +22,13 @@ DSO_DEVICE void promote(float (&sum)[kCount], const float (&partial)[kCount], fl
 }
 
 /// The same where the tile's columns have the scales: those of columns 8 * j + 2 * (lane % 4) and of the next one are
-/// `column_scales(j)`, a float2, both times `scale`.
-template <int kCount, typename ColumnScales>
-DSO_DEVICE void promote_columns(float (&sum)[kCount], const float (&partial)[kCount], ColumnScales column_scales,
-                                float scale) {
+/// `column_scales[j]`, both times `scale`.
+template <int kCount>
+DSO_DEVICE void promote_columns(float (&sum)[kCount], const float (&partial)[kCount],
+                                const float2 (&column_scales)[kCount / 4], float scale) {
 #pragma unroll
     for (int j = 0; j < kCount / 4; ++j) {
-        const float2 scales = column_scales(j);
-        const float even = scales.x * scale, odd = scales.y * scale;
+        const float even = column_scales[j].x * scale, odd = column_scales[j].y * scale;
         sum[4 * j + 0] += even * partial[4 * j + 0];
         sum[4 * j + 1] += odd * partial[4 * j + 1];
         sum[4 * j + 2] += even * partial[4 * j + 2];

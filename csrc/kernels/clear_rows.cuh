@@ -1,8 +1,7 @@
 // Zeros in the rows of d that are nobody's, or in the others:   d[r, :] = 0   where the layout gives r to no group
 //
 //   layout  int32, as device/row_layout.h says
-//   d       [matrices, m, n]  rows contiguous and aligned to 16 bytes, n * element size a multiple of 16   16-byte
-//   stores
+//   d       [matrices, m, n]  rows contiguous, aligned to 16 bytes and a multiple of that long   16-byte stores
 //
 // Work      a warp a row; the other rows are not touched.   Launched by launch/fp8_gemm.cu
 #pragma once

@@ -1,5 +1,4 @@
-// The loading side of the FP8 GEMM kernels: three warps that keep the ring of stages filled, the first of which
-// schedules.
+// The loading side of the FP8 GEMM kernels: three warps that keep the ring of stages filled; the first also schedules.
 //
 // One warp alone would take longer to issue a step's loads than small tiles take to multiply them: each of the three
 // has a loop of its own, and all meet at the stage's full barrier. A loop is run by the whole warp, though one lane

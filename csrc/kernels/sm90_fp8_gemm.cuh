@@ -6,9 +6,8 @@
 //   sfb  [groups, ceil(n/128), ceil(k/128)]  f32, any strides       cp.async, one float a tile and step
 //   d    [groups, m, n]                      bf16 or f32            TMA store, or straight from registers
 //
-// Tile      BLOCK_M = 64 * kNumMathWarpgroups rows of a, BLOCK_N of b, steps of 128 of K; a ring of kNumStages;
-// persistent.
-//           BLOCK_N divides 128, so one sfb serves a tile's whole step.
+// Tile      BLOCK_M = 64 * kNumMathWarpgroups rows of a, BLOCK_N of b, steps of 128 of K; a ring of kNumStages.
+//           Persistent. BLOCK_N divides 128, so one sfb serves a tile's whole step.
 // Roles     warpgroups 0 .. kNumMathWarpgroups - 1: 64 rows of a each: WGMMA, promotion, epilogue.
 //           the last warpgroup: three of its warps load (fp8_gemm_producer.cuh); it gives its registers to the others.
 // Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each math warp.
@@ -20,11 +19,12 @@
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 
+#include "device/multiply.cuh"
 #include "device/promote.cuh"
 #include "device/store.cuh"
 #include "device/tile.cuh"
+#include "device/tile_rows.cuh"
 #include "kernels/fp8_gemm_producer.cuh"
-#include "ptx/wgmma.cuh"
 
 namespace dso {
 
@@ -90,7 +90,6 @@ class Fp8GemmConsumer {
 
   private:
     static constexpr int kNumSums = Shape::BLOCK_N / 2;
-    using Wgmma = ptx::WgmmaE4M3<Shape::BLOCK_N>;
 
     /// None of the tile's rows are this warpgroup's.
     DSO_DEVICE void pass_over() {
@@ -112,16 +111,8 @@ class Fp8GemmConsumer {
             const float sfb = shared_.sfb[state_.stage];
             const float* sfa = &shared_.sfa[state_.stage][row];
             const float upper = sfa[0] * sfb, lower = sfa[8] * sfb;
-            const uint64_t a = a_.get(), b = b_.get();
-            ptx::keep_in_order(partial);
-            ptx::wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < Shape::BLOCK_K; k += 32)
-                Wgmma::mma(partial, advance_descriptor(a, k), advance_descriptor(b, k), k != 0);
-            ptx::wgmma_commit();
-            ptx::keep_in_order(partial);
-            ptx::wgmma_wait<0>();
-            ptx::keep_in_order(partial);
+            start_multiply<Shape::BLOCK_N>(partial, a_.get(), b_.get());
+            finish_multiply(partial);
             release_stage();
             promote(sum, partial, upper, lower);
         }
@@ -144,16 +135,6 @@ class Fp8GemmConsumer {
         if (lane_ == 0) shared_.pipeline.release(state_);
     }
 
-    DSO_DEVICE int64_t row_offset(const GemmTile& tile, int row) const {
-        return tile.a_matrix * output_.stride_matrix + (tile.first_row + row) * output_.stride;
-    }
-
-    /// Whether row `row` of the tile is the tile's own. Rows of a contiguous layout each say whose they are.
-    DSO_DEVICE bool is_owned(const GemmTile& tile, int row) const {
-        return row < tile.num_rows && (arguments_.schedule.row_layout != RowLayout::kContiguous ||
-                                       arguments_.schedule.layout[tile.first_row + row] == tile.b_matrix);
-    }
-
     /// A warp's 16 rows through its panels. By TMA, while the next tile is computed, where all of them are the tile's
     /// own or there is nothing else that they could be; row by row where they are not.
     DSO_DEVICE void store_bf16(const float (&sum)[kNumSums], const GemmTile& tile) {
@@ -169,7 +150,7 @@ class Fp8GemmConsumer {
                              ptx::pack_bf16x2(x[6], x[7]));
         }
         const bool whole = arguments_.schedule.row_layout == RowLayout::kDense ||
-                           __all_sync(0xFFFFFFFF, is_owned(tile, row + lane % 16));
+                           __all_sync(0xFFFFFFFF, is_owned(arguments_.schedule, tile, row + lane % 16));
         if (whole) {
             ptx::fence_proxy_async_shared();
             __syncwarp();
@@ -196,9 +177,9 @@ class Fp8GemmConsumer {
         for (int i = lane; i < 16 * Shape::BLOCK_N / 8; i += 32) {
             const int r = i / (Shape::BLOCK_N / 8), chunk = i % (Shape::BLOCK_N / 8);
             const int column = tile.n_block * Shape::BLOCK_N + 8 * chunk;
-            if (column >= arguments_.schedule.n || !is_owned(tile, row + r)) continue;
+            if (column >= arguments_.schedule.n || !is_owned(arguments_.schedule, tile, row + r)) continue;
             const uint8_t* value = shared_.panels[warp_][chunk / 8] + swizzled_offset(r, chunk % 8);
-            auto* d = static_cast<uint16_t*>(output_.d) + row_offset(tile, row + r) + column;
+            auto* d = static_cast<uint16_t*>(output_.d) + row_offset(output_, tile, row + r) + column;
             *reinterpret_cast<uint4*>(d) = *reinterpret_cast<const uint4*>(value);
         }
     }
@@ -208,8 +189,8 @@ class Fp8GemmConsumer {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = warp_ * 16 + lane / 4 + 8 * half;
-            if (!is_owned(tile, row)) continue;
-            const int64_t first = row_offset(tile, row);
+            if (!is_owned(arguments_.schedule, tile, row)) continue;
+            const int64_t first = row_offset(output_, tile, row);
 #pragma unroll
             for (int j = 0; j < Shape::BLOCK_N / 8; ++j) {
                 const int column = tile.n_block * Shape::BLOCK_N + 8 * j + 2 * (lane % 4);

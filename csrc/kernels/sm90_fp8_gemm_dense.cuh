@@ -96,7 +96,6 @@ template <typename Shape>
 DSO_DEVICE void fp8_gemm_dense_consume(Fp8GemmDenseShared<Shape>& shared, const TensorMap* map_d,
                                        const Fp8GemmArguments& arguments, int num_m_blocks, int num_n_blocks,
                                        int warpgroup) {
-    using Wgmma = ptx::WgmmaE4M3<Shape::BLOCK_N>;
     const int num_k_blocks = ceil_div(arguments.k, Shape::BLOCK_K), first_row = warpgroup * 64;  // within the tile
     const int scale_row = first_row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     const uint64_t base_a = wgmma_descriptor(shared.a[0] + first_row * Shape::BLOCK_K);
@@ -116,15 +115,8 @@ DSO_DEVICE void fp8_gemm_dense_consume(Fp8GemmDenseShared<Shape>& shared, const 
             const float sfb = shared.sfb[state.stage];
             const float upper = shared.sfa[state.stage][scale_row] * sfb;
             const float lower = shared.sfa[state.stage][scale_row + 8] * sfb;
-            ptx::keep_in_order(partial);
-            ptx::wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < Shape::BLOCK_K; k += 32)
-                Wgmma::mma(partial, advance_descriptor(a, k), advance_descriptor(b, k), k != 0);
-            ptx::wgmma_commit();
-            ptx::keep_in_order(partial);
-            ptx::wgmma_wait<0>();
-            ptx::keep_in_order(partial);
+            start_multiply<Shape::BLOCK_N>(partial, a, b);
+            finish_multiply(partial);
             __syncwarp();  // every lane has read its scales
             if (threadIdx.x % 32 == 0) shared.pipeline.release(state);
             promote(sum, partial, upper, lower);

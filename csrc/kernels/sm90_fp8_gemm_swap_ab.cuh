@@ -10,13 +10,13 @@
 // tokens cost few of the tensor core's columns, and most of a stage's bytes are weights.
 //
 // Tile      BLOCK_N = 64 rows of b, up to kMaxRows rows of a, steps of 128 of K; a ring of kNumStages.
-//           A tile multiplies as many columns as its rows of a need (tile_width).
+//           A tile of half as many rows, or fewer, multiplies half as many columns.
 // Split     A cluster of s CTAs shares a tile, each with an s-th of K, and kNumKGroups warpgroups share the steps of a
 //           CTA in turn. Each sends its sums to their owners' shared memory, and those add them up in order. In a
 //           cluster a CTA has one tile only.
-// Roles     warpgroups 0 .. kNumKGroups - 1: WGMMA, promotion, epilogue.   the last three warps load
-// (fp8_gemm_producer.cuh). Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one
-// arrival of each math warp.
+// Roles     warpgroups 0 .. kNumKGroups - 1: WGMMA, promotion, epilogue.
+//           the last three warps load (fp8_gemm_producer.cuh).
+// Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each math warp.
 //           queue: tiles from the first loading warp to all others.   named 1: the math threads, in the epilogue.
 //           Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are here.
 // Shared    Fp8SwapAbShared below.
@@ -27,11 +27,12 @@
 #pragma once
 
 #include "device/math.cuh"
+#include "device/multiply.cuh"
 #include "device/promote.cuh"
 #include "device/store.cuh"
 #include "device/tile.cuh"
+#include "device/tile_rows.cuh"
 #include "kernels/fp8_gemm_producer.cuh"
-#include "ptx/wgmma.cuh"
 
 namespace dso {
 
@@ -63,18 +64,6 @@ struct Fp8SwapAbShared {
     uint64_t all_received;
 };
 
-/// The columns of the tensor core's tile that `num_rows` tokens take: one of the compiled widths.
-template <typename Shape>
-DSO_DEVICE int tile_width(int num_rows) {
-    if constexpr (Shape::kMaxRows == 128) {
-        return align_up(num_rows, 32);
-    } else if constexpr (Shape::kMaxRows >= 32) {
-        return num_rows > Shape::kMaxRows / 2 ? Shape::kMaxRows : Shape::kMaxRows / 2;
-    } else {
-        return Shape::kMaxRows;
-    }
-}
-
 template <typename Shape>
 class Fp8SwapAbConsumer {
   public:
@@ -93,20 +82,11 @@ class Fp8SwapAbConsumer {
         for (;; shared_.queue.pop(num_tiles_)) {
             const GemmTile& tile = shared_.queue.front(num_tiles_);
             if (tile.num_rows == 0) return;
-            const int width = tile_width<Shape>(tile.num_rows);
-            if constexpr (Shape::kMaxRows == 128) {
-                if (width == 32) {
-                    compute<32>(tile);
-                } else if (width == 64) {
-                    compute<64>(tile);
-                } else if (width == 96) {
-                    compute<96>(tile);
-                } else {
-                    compute<128>(tile);
-                }
-            } else if constexpr (Shape::kMaxRows >= 32) {
-                if (width == Shape::kMaxRows / 2) {
-                    compute<Shape::kMaxRows / 2>(tile);
+            if constexpr (Shape::kMaxRows >= 32) {
+                constexpr int kHalf = Shape::kMaxRows / 2;
+                const int width = tile.num_rows > kHalf ? Shape::kMaxRows : kHalf;
+                if (width == kHalf) {
+                    compute<kHalf>(tile);
                 } else {
                     compute<Shape::kMaxRows>(tile);
                 }
@@ -127,31 +107,16 @@ class Fp8SwapAbConsumer {
         for (int i = split.first; i < split.last; ++i, advance()) {
             if (state_.stage % Shape::kNumKGroups != k_group_) continue;  // another warpgroup's step
             shared_.pipeline.wait(state_);
-            const uint64_t a = a_.get(), b = b_.get();
-            ptx::keep_in_order(partial);
-            ptx::wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < Shape::BLOCK_K; k += 32)
-                ptx::WgmmaE4M3<kTokens>::mma(partial, advance_descriptor(b, k), advance_descriptor(a, k), k != 0);
-            ptx::wgmma_commit();
-            ptx::keep_in_order(partial);
+            start_multiply<kTokens>(partial, b_.get(), a_.get());
 
             const float sfb = shared_.sfb[state_.stage];
             const auto* sfa = reinterpret_cast<const float2*>(shared_.sfa[state_.stage]) + thread_ % 4;
-            if constexpr (kTokens <= 64) {
-                float2 scales[kTokens / 8];  // read while the tensor core works
+            float2 scales[kTokens / 8];  // read while the tensor core works
 #pragma unroll
-                for (int j = 0; j < kTokens / 8; ++j) scales[j] = sfa[4 * j];
-                ptx::wgmma_wait<0>();
-                ptx::keep_in_order(partial);
-                release_stage();
-                promote_columns(sum, partial, [&](int j) { return scales[j]; }, sfb);
-            } else {  // there are no registers for that
-                ptx::wgmma_wait<0>();
-                ptx::keep_in_order(partial);
-                promote_columns(sum, partial, [&](int j) { return sfa[4 * j]; }, sfb);
-                release_stage();
-            }
+            for (int j = 0; j < kTokens / 8; ++j) scales[j] = sfa[4 * j];
+            finish_multiply(partial);
+            release_stage();
+            promote_columns(sum, partial, scales, sfb);
         }
 
         if (Shape::kNumKGroups > 1 || ptx::cluster_size() > 1) {
@@ -174,16 +139,6 @@ class Fp8SwapAbConsumer {
         if (thread_ % 32 == 0) shared_.pipeline.release(state_);
     }
 
-    DSO_DEVICE int64_t row_offset(const GemmTile& tile, int token) const {
-        return tile.a_matrix * output_.stride_matrix + (tile.first_row + token) * output_.stride;
-    }
-
-    /// Whether row `token` of the tile is the tile's own. Rows of a contiguous layout each say whose they are.
-    DSO_DEVICE bool is_owned(const GemmTile& tile, int token) const {
-        return token < tile.num_rows && (arguments_.schedule.row_layout != RowLayout::kContiguous ||
-                                         arguments_.schedule.layout[tile.first_row + token] == tile.b_matrix);
-    }
-
     /// Transposed through shared memory, so that a thread stores eight neighbours of a row of d.
     template <int kTokens>
     DSO_DEVICE void store_bf16(const float (&sum)[kTokens / 2], const GemmTile& tile) {
@@ -202,9 +157,10 @@ class Fp8SwapAbConsumer {
 #pragma unroll
         for (int i = thread; i < kTokens * 8; i += 128) {
             const int token = i / 8, chunk = i % 8, column = first_column + 8 * chunk;
-            if (column >= arguments_.schedule.n || !is_owned(tile, token)) continue;
+            if (column >= arguments_.schedule.n || !is_owned(arguments_.schedule, tile, token)) continue;
             const uint4 value = *reinterpret_cast<const uint4*>(panel + swizzled_offset(token, chunk));
-            *reinterpret_cast<uint4*>(static_cast<uint16_t*>(output_.d) + row_offset(tile, token) + column) = value;
+            *reinterpret_cast<uint4*>(static_cast<uint16_t*>(output_.d) + row_offset(output_, tile, token) + column) =
+                value;
         }
     }
 
@@ -215,8 +171,8 @@ class Fp8SwapAbConsumer {
 #pragma unroll
         for (int j = 0; j < kTokens / 4; ++j) {
             const int token = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
-            if (!is_owned(tile, token)) continue;
-            const int64_t first = row_offset(tile, token);
+            if (!is_owned(arguments_.schedule, tile, token)) continue;
+            const int64_t first = row_offset(output_, tile, token);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 if (column + 8 * half < arguments_.schedule.n)
@@ -292,8 +248,8 @@ class Fp8SwapAbConsumer {
                 const float given = __shfl_xor_sync(0xFFFFFFFF, is_odd ? total[e] : total[e + 1], 4);
                 const float2 pair = is_odd ? float2{given, total[e + 1]} : float2{total[e], given};
                 const int token = v * kTokensOfVector + 4 * e + 2 * (lane % 4) + is_odd;
-                if (column < arguments_.schedule.n && is_owned(tile, token))
-                    store_pair(output_, row_offset(tile, token) + column, pair);
+                if (column < arguments_.schedule.n && is_owned(arguments_.schedule, tile, token))
+                    store_pair(output_, row_offset(output_, tile, token) + column, pair);
             }
         }
     }

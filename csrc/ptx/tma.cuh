@@ -11,17 +11,8 @@ DSO_DEVICE void prefetch_tensor_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-/// `cp.async.bulk.tensor.2d`, global to shared: the box at (`column`, `row`). What lies outside the tensor arrives as
-/// zeros, and counts as bytes all the same.
-DSO_DEVICE void tma_load_2d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
-        "[%2];" ::"r"(smem_addr(destination)),
-        "l"(map), "r"(smem_addr(barrier)), "r"(column), "r"(row)
-        : "memory");
-}
-
-/// `cp.async.bulk.tensor.3d`, global to shared: the box at (`column`, `row`) of matrix `matrix`.
+/// `cp.async.bulk.tensor.3d`, global to shared: the box at (`column`, `row`) of matrix `matrix`. What lies outside the
+/// tensor arrives as zeros, and counts as bytes all the same. `column` must be at a multiple of 16 bytes.
 DSO_DEVICE void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row,
                             int matrix) {
     asm volatile(
@@ -31,14 +22,7 @@ DSO_DEVICE void tma_load_3d(void* destination, const TensorMap* map, uint64_t* b
         : "memory");
 }
 
-/// `cp.async.bulk.tensor.2d`, shared to global. What lies outside the tensor is not written.
-DSO_DEVICE void tma_store_2d(const TensorMap* map, const void* source, int column, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-                 "r"(smem_addr(source)), "r"(column), "r"(row)
-                 : "memory");
-}
-
-/// `cp.async.bulk.tensor.3d`, shared to global.
+/// `cp.async.bulk.tensor.3d`, shared to global. What lies outside the tensor is not written.
 DSO_DEVICE void tma_store_3d(const TensorMap* map, const void* source, int column, int row, int matrix) {
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
                  "r"(smem_addr(source)), "r"(column), "r"(row), "r"(matrix)

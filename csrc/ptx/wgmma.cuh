@@ -69,20 +69,8 @@ DSO_WGMMA_E4M3(8, DSO_REGS_0_3, "%4", "%5", "%6", DSO_ACC_4(d, 0))
 DSO_WGMMA_E4M3(16, DSO_REGS_0_7, "%8", "%9", "%10", DSO_ACC_8(d, 0))
 DSO_WGMMA_E4M3(32, DSO_REGS_0_15, "%16", "%17", "%18", DSO_ACC_16(d, 0))
 DSO_WGMMA_E4M3(64, DSO_REGS_0_31, "%32", "%33", "%34", DSO_ACC_32(d, 0))
-DSO_WGMMA_E4M3(96, DSO_REGS_0_47, "%48", "%49", "%50", DSO_ACC_32(d, 0), DSO_ACC_16(d, 32))
 DSO_WGMMA_E4M3(128, DSO_REGS_0_63, "%64", "%65", "%66", DSO_ACC_32(d, 0), DSO_ACC_32(d, 32))
 
 #undef DSO_WGMMA_E4M3
-
-/// The same for N = 64 with `a` in registers: of m64k32, thread t of the warpgroup holds in register 2 * c + h the four
-/// bytes of row 16 * (t / 32) + (t % 32) / 4 + 8 * h from column 16 * c + 4 * (t % 4) on, as ldmatrix leaves them.
-DSO_DEVICE void wgmma_m64n64k32_e4m3(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" DSO_REGS_0_31
-        "}, {%32, %33, %34, %35}, %36, p, 1, 1;\n}\n"
-        : DSO_ACC_32(d, 0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
-}
 
 }  // namespace dso::ptx

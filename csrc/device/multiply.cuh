@@ -1,0 +1,29 @@
+// A step of a GEMM on the tensor core: 64 x N x 128, both operands in shared memory.
+#pragma once
+
+#include "device/tile.cuh"
+#include "ptx/wgmma.cuh"
+
+namespace dso {
+
+/// Starts `partial = a @ b.T` over 128 of K, from the descriptors of the two tiles. `partial` is not to be touched
+/// before `finish_multiply`.
+template <int N>
+DSO_DEVICE void start_multiply(float (&partial)[N / 2], uint64_t a, uint64_t b) {
+    ptx::keep_in_order(partial);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSwizzleBytes; k += 32)
+        ptx::WgmmaE4M3<N>::mma(partial, advance_descriptor(a, k), advance_descriptor(b, k), k != 0);
+    ptx::wgmma_commit();
+    ptx::keep_in_order(partial);
+}
+
+/// Waits for it.
+template <int kCount>
+DSO_DEVICE void finish_multiply(float (&partial)[kCount]) {
+    ptx::wgmma_wait<0>();
+    ptx::keep_in_order(partial);
+}
+
+}  // namespace dso
