@@ -14,6 +14,7 @@
 #include "kernels/fp8_gemm_arguments.h"
 #include "ptx/cluster.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/shared_memory.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 

@@ -23,6 +23,7 @@
 
 #include "device/patch.cuh"
 #include "kernels/fp8_quantize_arguments.h"
+#include "ptx/shared_memory.cuh"
 
 namespace dso {
 
@@ -47,9 +48,13 @@ inline constexpr int kThreadsPerRow = kQuantizeBlock / kChunk;
 inline constexpr int kRowsAtOnce = kPerBlockThreads / kThreadsPerRow;
 inline constexpr int kChunksPerThread = kQuantizeBlock / kRowsAtOnce;
 
+struct CtaMaxima {
+    float of_warp[kPerBlockThreads / 32];
+};
+
 /// The largest of a value over all threads of the CTA, to all of them.
 DSO_DEVICE float max_over_cta(float x) {
-    __shared__ float of_warp[kPerBlockThreads / 32];
+    auto& of_warp = ptx::static_shared<CtaMaxima>().of_warp;
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, offset));
     if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;

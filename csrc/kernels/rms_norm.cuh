@@ -22,6 +22,7 @@
 #include "device/cast_blocks.cuh"
 #include "device/cast_output.h"
 #include "kernels/rms_norm_arguments.h"
+#include "ptx/shared_memory.cuh"
 
 namespace dso {
 
@@ -29,9 +30,13 @@ inline constexpr int kNormMaxThreads = 512;  // a row, and a CTA
 inline constexpr int kNormMaxWarps = kNormMaxThreads / 32;
 inline constexpr int kNormMaxChunks = 4;  // of a thread
 
+struct NormSums {
+    float of_warp[kNormMaxWarps][kNormMaxWarps];  // [row of the CTA][warp of the row]
+};
+
 /// The sum of a value over the threads of a row, to all of them, in one order.
 DSO_DEVICE float sum_over_row(float x) {
-    __shared__ float of_warp[kNormMaxWarps][kNormMaxWarps];  // [row of the CTA][warp of the row]
+    auto& of_warp = ptx::static_shared<NormSums>().of_warp;
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFF, x, offset);
     if (blockDim.x == 32) return x;

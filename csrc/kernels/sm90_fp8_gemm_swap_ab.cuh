@@ -271,8 +271,7 @@ __global__ void __launch_bounds__(Shape::kNumThreads, Shape::kCtasPerSm)
                                  const __grid_constant__ DirectOutput output) {
     using Shared = Fp8SwapAbShared<Shape>;
     static_assert(sizeof(Shared) <= 232448, "more shared memory than a CTA can have");
-    extern __shared__ __align__(kSwizzleAtomBytes) uint8_t dynamic_shared[];
-    auto& shared = *reinterpret_cast<Shared*>(dynamic_shared);
+    auto& shared = ptx::dynamic_shared<Shared>();
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
     constexpr int kProducerWarp = Shape::kNumMathThreads / 32;
 
