@@ -1,0 +1,75 @@
+// Built-in functions of a thread or of its warp. All warp functions want all 32 lanes.
+#pragma once
+
+namespace emulator {
+
+uint32_t lane_index();
+const uint32_t* meet_in_full(const char* instruction, uint32_t mask, uint32_t value);
+
+template <typename To, typename From>
+To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From), "only of one size");
+    To to;
+    memcpy(&to, &from, sizeof(to));
+    return to;
+}
+
+template <typename T>
+T shuffle(const char* instruction, uint32_t mask, T value, uint32_t source) {
+    const uint32_t* values = meet_in_full(instruction, mask, bits_as<uint32_t>(value));
+    return bits_as<T>(values[source]);
+}
+
+}  // namespace emulator
+
+void __syncthreads();
+inline void __syncwarp(uint32_t mask = 0xFFFFFFFF) { emulator::meet_in_full("__syncwarp", mask, 0); }
+
+template <typename T>
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32) {
+    const uint32_t lane = emulator::lane_index();
+    return emulator::shuffle("__shfl_sync", mask, value, lane / width * width + source % width);
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T value, int distance) {
+    return emulator::shuffle("__shfl_xor_sync", mask, value, (emulator::lane_index() ^ distance) % 32);
+}
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T value, uint32_t distance) {
+    const uint32_t lane = emulator::lane_index();
+    return emulator::shuffle("__shfl_up_sync", mask, value, lane >= distance ? lane - distance : lane);
+}
+template <typename T>
+T __shfl_down_sync(uint32_t mask, T value, uint32_t distance) {
+    const uint32_t lane = emulator::lane_index();
+    return emulator::shuffle("__shfl_down_sync", mask, value, lane + distance < 32 ? lane + distance : lane);
+}
+
+uint32_t __ballot_sync(uint32_t mask, bool vote);
+inline bool __any_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+inline bool __all_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) == 0xFFFFFFFF; }
+
+// Fibers are not interrupted: what a function does is atomic.
+template <typename T>
+T atomicAdd(T* address, T value) {
+    const T old = *address;
+    *address += value;
+    return old;
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+    const T old = *address;
+    *address = std::max(old, value);
+    return old;
+}
+inline void __threadfence() {}
+
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline float __uint_as_float(uint32_t x) { return emulator::bits_as<float>(x); }
+inline uint32_t __float_as_uint(float x) { return emulator::bits_as<uint32_t>(x); }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
+inline float rsqrtf(float x) { return static_cast<float>(1 / std::sqrt(static_cast<double>(x))); }
+using std::max;
+using std::min;

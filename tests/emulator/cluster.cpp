@@ -1,0 +1,70 @@
+#include "ptx/cluster.cuh"
+
+#include <array>
+#include <cstring>
+
+#include "mbarriers.h"
+
+namespace emulator {
+namespace {
+
+template <int kCount>
+void store_async(uint32_t address, const float (&x)[kCount], uint32_t barrier_address) {
+    maybe_pause();
+    const char* const name = "st.async";
+    if (address % sizeof(x) != 0) fail("%s: 0x%x is not aligned to %zu bytes", name, address, sizeof(x));
+    const Place place = place_of(address, sizeof(x), name);
+    const Place barrier = asynchronous_mbarrier(barrier_address, name);
+    if (barrier.cta != place.cta) fail("%s: the mbarrier is in another CTA than the destination", name);
+    std::array<float, kCount> values;
+    std::copy(x, x + kCount, values.begin());
+    start(name, place.cta, [=] {
+        memcpy(place.bytes, values.data(), sizeof(values));
+        complete_bytes(barrier, sizeof(values), name);
+    });
+}
+
+}  // namespace
+}  // namespace emulator
+
+namespace dso::ptx {
+
+using namespace emulator;
+
+uint32_t cluster_size() { return static_cast<uint32_t>(current->cta->cluster->ctas.size()); }
+uint32_t cluster_rank() { return current->cta->rank; }
+
+void cluster_arrive() {
+    meet("barrier.cluster.arrive");
+    Thread& thread = *current;
+    Cluster& cluster = *thread.cta->cluster;
+    if (thread.has_arrived_at_cluster) fail("barrier.cluster.arrive twice, with no barrier.cluster.wait between");
+    thread.has_arrived_at_cluster = true;
+    thread.cluster_phase = cluster.num_phases;
+    ++cluster.arrived;
+    complete_cluster_phase_if_due(cluster);
+}
+
+void cluster_wait() {
+    meet("barrier.cluster.wait");
+    Thread& thread = *current;
+    Cluster& cluster = *thread.cta->cluster;
+    if (!thread.has_arrived_at_cluster) fail("barrier.cluster.wait without barrier.cluster.arrive");
+    while (cluster.num_phases == thread.cluster_phase) cluster.waiting.wait({"barrier.cluster"});
+    thread.has_arrived_at_cluster = false;
+}
+
+uint32_t cluster_address(const void* pointer, uint32_t rank) {
+    const uint32_t offset = address_of(pointer) & ((1u << kRankShift) - 1);
+    if (rank >= cluster_size()) fail("mapa: CTA %u of a cluster of %u", rank, cluster_size());
+    return rank << kRankShift | offset;
+}
+
+void store_to_cluster_async(uint32_t address, const float (&x)[2], uint32_t barrier) {
+    store_async(address, x, barrier);
+}
+void store_to_cluster_async(uint32_t address, const float (&x)[4], uint32_t barrier) {
+    store_async(address, x, barrier);
+}
+
+}  // namespace dso::ptx

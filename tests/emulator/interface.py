@@ -1,0 +1,177 @@
+"""The C interface of csrc/launch/deepseek_kernels.h by ctypes, on tensors of the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+MASKED, OFFSETS, CONTIGUOUS = 1, 2, 3
+
+
+def fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class Gemm(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "a sfa b sfb d"),
+        *fields(ctypes.c_int64, "m n k a_stride b_stride d_stride"),
+        *fields(ctypes.c_int64, "sfa_stride_m sfa_stride_k sfb_stride_n sfb_stride_k"),
+        *fields(ctypes.c_int, "d_dtype accumulate batch_invariant"),
+    ]
+
+
+class GroupedGemm(ctypes.Structure):
+    _fields_ = [
+        ("gemm", Gemm),
+        *fields(ctypes.c_int64, "a_stride_group sfa_stride_group d_stride_group b_stride_group sfb_stride_group"),
+        *fields(ctypes.c_int64, "num_groups"),
+        *fields(ctypes.c_int, "row_layout"),
+        *fields(ctypes.c_void_p, "layout"),
+        *fields(ctypes.c_int64, "expected_m"),
+        *fields(ctypes.c_int, "clear_unowned"),
+    ]
+
+
+class PerTokenCast(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x q sf"),
+        *fields(ctypes.c_int64, "num_groups m k x_stride_group x_stride_m sf_stride_group sf_stride_m sf_stride_k"),
+        *fields(ctypes.c_int, "x_dtype"),
+        *fields(ctypes.c_float, "amax_floor"),
+        *fields(ctypes.c_int, "use_ue8m0"),
+    ]
+
+
+class PerBlockCast(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x q sf"),
+        *fields(ctypes.c_int64, "num_groups n k x_stride_group x_stride_n"),
+        *fields(ctypes.c_int, "x_dtype"),
+        *fields(ctypes.c_float, "amax_floor"),
+        *fields(ctypes.c_int, "use_ue8m0"),
+    ]
+
+
+class SwiGlu(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x y q sf"),
+        *fields(ctypes.c_int64, "num_groups m d x_stride_group x_stride_m sf_stride_group sf_stride_m sf_stride_k"),
+        *fields(ctypes.c_int, "x_dtype"),
+        *fields(ctypes.c_float, "amax_floor"),
+        *fields(ctypes.c_int, "use_ue8m0"),
+    ]
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x residual weight residual_out y q sf"),
+        *fields(ctypes.c_int64, "num_groups m d x_stride_group x_stride_m residual_stride_group residual_stride_m"),
+        *fields(ctypes.c_int64, "sf_stride_group sf_stride_m sf_stride_k"),
+        *fields(ctypes.c_int, "x_dtype weight_dtype"),
+        *fields(ctypes.c_float, "eps amax_floor"),
+        *fields(ctypes.c_int, "use_ue8m0"),
+    ]
+
+
+def pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def strides(x: Tensor | None, count: int) -> tuple[int, ...]:
+    return (0,) * count if x is None else x.stride()
+
+
+class Kernels:
+    """The kernels on an emulated GPU of `num_sms` SMs, whose threads take turns in an order that `seed` decides."""
+
+    def __init__(self, library: Path):
+        self._library = ctypes.CDLL(str(library))
+        self._library.dso_last_error.restype = ctypes.c_char_p
+        self._library.emulator_set.argtypes = [ctypes.c_int, ctypes.c_uint64]
+        self.use()
+
+    def use(self, num_sms: int = 4, seed: int = 0) -> None:
+        self._library.emulator_set(num_sms, seed)
+
+    def _call(self, name: str, call: ctypes.Structure, *more: int) -> None:
+        status = getattr(self._library, name)(ctypes.byref(call), *more, None)
+        assert status == 0, self._library.dso_last_error().decode()
+
+    def fp8_gemm_nt(
+        self,
+        operands: tuple[Tensor, Tensor, Tensor, Tensor],
+        d: Tensor,
+        *,
+        plan: tuple[int, int] | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        """`plan` is a config and a number of splits; None: the package's own choice."""
+        call = gemm_of(operands, d, accumulate)
+        if plan is None:
+            self._call("dso_fp8_gemm_nt", call)
+        else:
+            self._call("dso_fp8_gemm_nt_by_plan", call, *plan)
+
+    def m_grouped_fp8_gemm_nt(
+        self,
+        operands: tuple[Tensor, Tensor, Tensor, Tensor],
+        d: Tensor,
+        row_layout: int,
+        layout: Tensor,
+        *,
+        expected_m: int,
+        accumulate: bool = False,
+        clear_unowned: bool = False,
+    ) -> None:
+        a, sfa, b, sfb = operands
+        one = tuple(x[0] if x.dim() == 3 else x for x in (a, sfa, b, sfb))
+        gemm = gemm_of(one, d[0] if d.dim() == 3 else d, accumulate)
+        of_group = [x.stride(0) if x.dim() == 3 else 0 for x in (a, sfa, d, b, sfb)]
+        call = GroupedGemm(gemm, *of_group, b.shape[0], row_layout, layout.data_ptr(), expected_m, clear_unowned)
+        self._call("dso_m_grouped_fp8_gemm_nt", call)
+
+    def per_token_cast(self, x: Tensor, q: Tensor, sf: Tensor, *, use_ue8m0: bool = False) -> None:
+        extents = (*x.shape, *x.stride()[:2], *sf.stride())
+        call = PerTokenCast(pointer(x), pointer(q), pointer(sf), *extents, DTYPES[x.dtype], 1e-4, use_ue8m0)
+        self._call("dso_per_token_cast_to_fp8", call)
+
+    def per_block_cast(self, x: Tensor, q: Tensor, sf: Tensor, *, use_ue8m0: bool = False) -> None:
+        extents = (*x.shape, *x.stride()[:2])
+        call = PerBlockCast(pointer(x), pointer(q), pointer(sf), *extents, DTYPES[x.dtype], 1e-4, use_ue8m0)
+        self._call("dso_per_block_cast_to_fp8", call)
+
+    def silu_mul(self, x: Tensor, y: Tensor | None, q: Tensor | None = None, sf: Tensor | None = None) -> None:
+        groups, m, two_d = x.shape
+        extents = (groups, m, two_d // 2, *x.stride()[:2], *strides(sf, 3))
+        call = SwiGlu(pointer(x), pointer(y), pointer(q), pointer(sf), *extents, DTYPES[x.dtype], 1e-4, 0)
+        self._call("dso_silu_mul", call)
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        y: Tensor | None,
+        *,
+        residual: Tensor | None = None,
+        residual_out: Tensor | None = None,
+        q: Tensor | None = None,
+        sf: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> None:
+        pointers = [pointer(t) for t in (x, residual, weight, residual_out, y, q, sf)]
+        extents = (*x.shape, *x.stride()[:2], *strides(residual, 3)[:2], *strides(sf, 3))
+        self._call("dso_rms_norm", Norm(*pointers, *extents, DTYPES[x.dtype], DTYPES[weight.dtype], eps, 1e-4, 0))
+
+
+def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:
+    a, sfa, b, sfb = operands
+    pointers = (pointer(x) for x in (a, sfa, b, sfb, d))
+    extents = (a.shape[0], b.shape[0], a.shape[1])
+    rows = (a.stride(0), b.stride(0), d.stride(0))
+    return Gemm(*pointers, *extents, *rows, *sfa.stride(), *sfb.stride(), DTYPES[d.dtype], accumulate, 0)

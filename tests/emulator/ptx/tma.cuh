@@ -1,0 +1,21 @@
+#pragma once
+
+#include "ptx/mbarrier.cuh"
+
+namespace dso::ptx {
+
+void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row, int matrix);
+void tma_store_3d(const TensorMap* map, const void* source, int column, int row, int matrix);
+void tma_store_commit();
+void tma_store_wait(size_t num_pending);
+
+template <int kPending>
+void tma_store_wait_read() {
+    tma_store_wait(kPending);
+}
+
+inline void prefetch_tensor_map(const TensorMap*) {}
+// Writes by threads are seen by TMA and WGMMA at once here: that this fence is missing does not show.
+inline void fence_proxy_async_shared() {}
+
+}  // namespace dso::ptx
