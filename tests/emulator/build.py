@@ -65,3 +65,11 @@ def build_kernels(folder: Path) -> Path:
     library = folder / "libemulated_kernels.so"
     compile_all([*launch, *emulator_sources(), *write_instances(folder)], library)
     return library
+
+
+def build_programs(folder: Path) -> Path:
+    """The programs of programs.cu."""
+    launch = [CSRC / "launch" / name for name in ("tensor_map.cu", "status.cpp")]
+    library = folder / "libprograms.so"
+    compile_all([HERE / "programs.cu", *launch, *emulator_sources()], library)
+    return library

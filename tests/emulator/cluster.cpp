@@ -8,14 +8,20 @@
 namespace emulator {
 namespace {
 
+/// That which counts the bytes that arrive at `place`.
+Place mbarrier_of(const Place& place, uint32_t address, const char* instruction) {
+    const Place barrier = asynchronous_mbarrier(address, instruction);
+    if (barrier.cta != place.cta) fail("%s: the mbarrier is in another CTA than the destination", instruction);
+    return barrier;
+}
+
 template <int kCount>
 void store_async(uint32_t address, const float (&x)[kCount], uint32_t barrier_address) {
     maybe_pause();
     const char* const name = "st.async";
     if (address % sizeof(x) != 0) fail("%s: 0x%x is not aligned to %zu bytes", name, address, sizeof(x));
     const Place place = place_of(address, sizeof(x), name);
-    const Place barrier = asynchronous_mbarrier(barrier_address, name);
-    if (barrier.cta != place.cta) fail("%s: the mbarrier is in another CTA than the destination", name);
+    const Place barrier = mbarrier_of(place, barrier_address, name);
     std::array<float, kCount> values;
     std::copy(x, x + kCount, values.begin());
     start(name, place.cta, [=] {
@@ -65,6 +71,22 @@ void store_to_cluster_async(uint32_t address, const float (&x)[2], uint32_t barr
 }
 void store_to_cluster_async(uint32_t address, const float (&x)[4], uint32_t barrier) {
     store_async(address, x, barrier);
+}
+
+void copy_to_cluster_async(uint32_t destination, const void* source, uint32_t num_bytes, uint32_t barrier) {
+    maybe_pause();
+    const char* const name = "cp.async.bulk";
+    const uint32_t from = address_of(source);
+    if (destination % 16 != 0 || from % 16 != 0 || num_bytes % 16 != 0)
+        fail("%s: %u bytes from 0x%x to 0x%x, not all multiples of 16", name, num_bytes, from, destination);
+    const Place to = place_of(destination, num_bytes, name), read = place_of(from, num_bytes, name);
+    const Place at = mbarrier_of(to, barrier, name);
+    memset(to.bytes, kPoison, num_bytes);
+    start(name, read.cta, [=] {
+        if (to.cta->shared == nullptr) fail("%s: CTA %u, where it goes, has ended", name, to.cta->index.x);
+        memcpy(to.bytes, read.bytes, num_bytes);
+        complete_bytes(at, num_bytes, name);
+    });
 }
 
 }  // namespace dso::ptx

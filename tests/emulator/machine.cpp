@@ -18,6 +18,7 @@ Thread* current = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 64 * 1024, kPageBytes = 4096;
+constexpr size_t kGuardBytes = 64 * 1024;  // before and after memory, where nobody may touch anything
 
 struct Failure {};
 
@@ -53,24 +54,24 @@ std::vector<void*> free_stacks;
 
 void* take_stack() {
     if (free_stacks.empty()) {
-        uint8_t* pages = map_pages(kPageBytes + kStackBytes);
-        mprotect(pages + kPageBytes, kStackBytes, PROT_READ | PROT_WRITE);
-        return pages + kPageBytes;
+        uint8_t* pages = map_pages(kGuardBytes + kStackBytes);
+        mprotect(pages + kGuardBytes, kStackBytes, PROT_READ | PROT_WRITE);
+        return pages + kGuardBytes;
     }
     void* stack = free_stacks.back();
     free_stacks.pop_back();
     return stack;
 }
 
-/// The memory ends where the next page may not be touched, or less than 1 KiB before.
+/// The memory ends where nobody may touch anything, or less than 1 KiB before.
 void map_shared_memory(Cta& cta) {
     cta.shared_bytes = kStaticBytes + (cta.dynamic_bytes + 1023) / 1024 * 1024;
     const size_t pages = (cta.shared_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-    cta.mapping_bytes = pages + 2 * kPageBytes;
+    cta.mapping_bytes = pages + 2 * kGuardBytes;
     cta.mapping = map_pages(cta.mapping_bytes);
-    mprotect(cta.mapping + kPageBytes, pages, PROT_READ | PROT_WRITE);
-    cta.shared = cta.mapping + kPageBytes + pages - cta.shared_bytes;
-    memset(cta.mapping + kPageBytes, kPoison, pages);
+    mprotect(cta.mapping + kGuardBytes, pages, PROT_READ | PROT_WRITE);
+    cta.shared = cta.mapping + kGuardBytes + pages - cta.shared_bytes;
+    memset(cta.mapping + kGuardBytes, kPoison, pages);
 }
 
 void unmap_shared_memory(Cta& cta) {

@@ -165,7 +165,7 @@ struct Thread {
     Groups stores, wgmmas;
     OperationPtr last_wgmma;  // WGMMAs happen in order
     std::map<float*, Accumulators> accumulators;
-    bool has_wgmma_fence = false;
+    bool has_wgmma_fence = false, lends_registers_to_wgmma = false;
     bool has_arrived_at_cluster = false;  // and has not waited there yet
     uint32_t cluster_phase = 0;           // that it has arrived for
 

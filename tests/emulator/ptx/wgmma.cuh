@@ -4,8 +4,19 @@
 
 namespace emulator {
 
-/// wgmma.mma_async.m64n`num_columns`k32 of e4m3, both operands K-major in shared memory, for the calling thread.
-void multiply_e4m3(float* d, int num_columns, uint64_t a, uint64_t b, bool accumulate);
+enum class Element { kE4M3, kF16, kBF16 };
+
+/// An operand in shared memory: its rows along K, or (of 16-bit elements) its columns, "transposed".
+struct SharedOperand {
+    uint64_t descriptor;
+    bool is_mn_major = false;
+};
+
+/// The calling thread's part of wgmma.mma_async.m64n`num_columns`, float32 sums of products of `element`, K being 32
+/// bytes of them: d = a @ b.T (+ d). Of 16-bit elements `a` may also lie in registers.
+void multiply(float* d, int num_columns, Element element, SharedOperand a, SharedOperand b, bool accumulate);
+void multiply_registers(float* d, int num_columns, Element element, const uint32_t (&a)[4], SharedOperand b,
+                        bool accumulate);
 
 void wait_for_wgmma(size_t num_pending);
 
@@ -28,7 +39,7 @@ template <int N>
 struct WgmmaE4M3 {
     static constexpr int kNumAccumulators = N / 2;
     static void mma(float (&d)[kNumAccumulators], uint64_t a, uint64_t b, bool accumulate) {
-        emulator::multiply_e4m3(d, N, a, b, accumulate);
+        emulator::multiply(d, N, emulator::Element::kE4M3, {a}, {b}, accumulate);
     }
 };
 
