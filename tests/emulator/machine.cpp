@@ -30,9 +30,9 @@ ucontext_t scheduler;  // where a fiber goes when it waits
 char message[2048];
 bool has_failed = false;
 std::vector<Thread*> ready;
-std::vector<OperationPtr> operations;  // that were started; some may have been completed by who waited for them
+std::vector<OperationPtr> prompt, late;  // operations that were started, among them some that waiting has completed
 std::vector<std::unique_ptr<Cluster>> clusters;  // resident
-uint32_t operation_rate;                         // one step in so many completes an operation
+uint32_t prompt_rate, late_rate;  // one step in so many completes a prompt operation; one in so many of these is late
 const std::function<void()>* kernel_of_grid;
 
 void return_to_scheduler() { swapcontext(&current->context, &scheduler); }
@@ -101,16 +101,16 @@ void enter_fiber() {
     return_to_scheduler();
 }
 
-void start_thread(Thread& thread) {
+void prepare_fiber(Thread& thread) {
     thread.stack = take_stack();
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack;
     thread.context.uc_stack.ss_size = kStackBytes;
     thread.context.uc_link = nullptr;
     makecontext(&thread.context, enter_fiber, 0);
-    ready.push_back(&thread);
 }
 
+/// A CTA begins to run some time later, those of a cluster by no means together.
 void start_cta(Cluster& cluster, const Launch& launch, uint32_t rank, uint64_t number) {
     cluster.ctas.push_back(std::make_unique<Cta>());
     Cta& cta = *cluster.ctas.back();
@@ -131,8 +131,11 @@ void start_cta(Cluster& cluster, const Launch& launch, uint32_t rank, uint64_t n
         thread.index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
         thread.cta = &cta;
         thread.warp = &cta.warps[i / 32];
-        start_thread(thread);
+        prepare_fiber(thread);
     }
+    start("its start", &cta, [&cta] {
+        for (Thread& thread : cta.threads) ready.push_back(&thread);
+    });
 }
 
 void start_cluster(const Launch& launch, uint64_t number) {
@@ -150,9 +153,13 @@ void free_cta(Cta& cta) {
 }
 
 void retire_cta(Cta& cta) {
-    for (const OperationPtr& operation : operations) {
-        if (!operation->is_done && operation->cta == &cta)
-            fail("CTA %u ends while its shared memory is used by %s", cta.index.x, operation->name);
+    for (auto* operations : {&prompt, &late}) {
+        const auto is_done = [](const OperationPtr& operation) { return operation->is_done; };
+        operations->erase(std::remove_if(operations->begin(), operations->end(), is_done), operations->end());
+        for (const OperationPtr& operation : *operations) {
+            if (operation->cta == &cta)
+                fail("CTA %u ends while its shared memory is used by %s", cta.index.x, operation->name);
+        }
     }
     const uint8_t* end = cta.shared + cta.shared_bytes;
     for (const uint8_t* byte = cta.shared + kStaticBytes + cta.dynamic_bytes; byte != end; ++byte) {
@@ -195,7 +202,7 @@ std::string describe_waiting() {
 
 // ------------------------------------------------------------------------------------------------- running
 
-bool complete_an_operation() {
+bool complete_one_of(std::vector<OperationPtr>& operations) {
     while (!operations.empty()) {
         std::swap(operations[draw(static_cast<uint32_t>(operations.size()))], operations.back());
         const OperationPtr operation = std::move(operations.back());
@@ -220,8 +227,10 @@ Thread* take_ready_thread() {
     return thread;
 }
 
+/// Late operations complete when nothing else can go on: or else none would outlast what takes many steps.
 void step() {
-    if ((ready.empty() || draw(operation_rate) == 0) && complete_an_operation()) return;
+    if ((ready.empty() || draw(prompt_rate) == 0) && complete_one_of(prompt)) return;
+    if (ready.empty() && complete_one_of(late)) return;
     if (ready.empty()) fail("deadlock: no thread can go on%s", describe_waiting().c_str());
     current = take_ready_thread();
     threadIdx = current->index;
@@ -358,6 +367,7 @@ const uint32_t* meet(const char* instruction, uint32_t value) {
 }
 
 OperationPtr start(const char* name, Cta* cta, std::function<void()> run) {
+    auto& operations = draw(late_rate) == 0 ? late : prompt;
     operations.push_back(std::make_shared<Operation>(Operation{name, cta, std::move(run)}));
     return operations.back();
 }
@@ -413,9 +423,9 @@ bool run_grid(const Launch& launch, const std::function<void()>& kernel) {
     blockDim = launch.block;
     gridDim = launch.grid;
     generator.seed(seed);
-    // Operations may be prompt, or so late that everybody waits for them.
-    constexpr uint32_t kRates[] = {2, 32, 1024};
-    operation_rate = kRates[draw(3)];
+    constexpr uint32_t kPromptRates[] = {2, 32, 1024}, kLateRates[] = {2, 8, 64};
+    prompt_rate = kPromptRates[draw(3)];
+    late_rate = kLateRates[draw(3)];
     BadAccessHandler handler;
     bool is_good = true;
     try {
@@ -439,7 +449,8 @@ bool run_grid(const Launch& launch, const std::function<void()>& kernel) {
         }
     }
     ready.clear();
-    operations.clear();
+    prompt.clear();
+    late.clear();
     clusters.clear();
     return is_good;
 }

@@ -106,6 +106,17 @@ def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, kernels):
     assert torch.equal(bits(dense(kernels, operands, plan=plan)), bits(want))
 
 
+@pytest.mark.parametrize("config", range(len(TILES)))
+def test_ctas_compute_tile_after_tile(config, kernels):
+    """Of few steps each: all that tiles share is used again before the slowest warp is through."""
+    ctas_per_sm = 1 if TILES[config][0] == "DSO_FP8_GEMM" else TILES[config][1][-1]
+    operands = mn_major(quantized_operands(4 * rows_of(config) - 3, 64 * ctas_per_sm + 8, 144, "cpu"))
+    want = dequantized_product(*operands)
+    for seed in range(4):
+        kernels.use(num_sms=1, seed=seed)
+        assert_gemm_close(dense(kernels, operands, plan=(config, 1)), want, BF16_LIMIT)
+
+
 def test_a_ring_goes_round_more_than_twice(kernels):
     operands = mn_major(quantized_operands(193, 264, 1168, "cpu"))
     got = dense(kernels, operands, plan=(MANY_ROWS, 1))
