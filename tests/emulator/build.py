@@ -12,7 +12,10 @@ HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 
 COMPILER = shutil.which("g++")
-CUDA_HEADERS = next((p for p in (Path("/usr/local/cuda/include"),) if (p / "cuda_runtime.h").is_file()), None)
+FOLDERS = [Path(nvcc).parent.parent / "include" for nvcc in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc") if nvcc]
+CUDA_HEADERS = next((folder for folder in FOLDERS if (folder / "cuda_runtime.h").is_file()), None)
+MISSING = "no g++" if COMPILER is None else "no CUDA headers" if CUDA_HEADERS is None else ""
+"""What the emulator cannot be built without."""
 
 FLAGS = [
     *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DDSO_WITH_CUDA"),
@@ -44,12 +47,14 @@ def compile_all(sources: list[Path], library: Path) -> None:
     """Compiles and links, two files at a time."""
     objects = [library.parent / f"{source.name}.o" for source in sources]
 
-    def run(*command: object) -> None:
-        done = subprocess.run([str(x) for x in (COMPILER, *command)], capture_output=True, text=True)
+    def run(*arguments: object) -> None:
+        done = subprocess.run([str(x) for x in (COMPILER, *arguments)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
+    def compile_one(source: Path, to: Path) -> None:
+        run(*FLAGS, "-x", "c++", "-c", source, "-o", to)
+
     with ThreadPoolExecutor(2) as pool:
-        compile_one = lambda source, to: run(*FLAGS, "-x", "c++", "-c", source, "-o", to)
         list(pool.map(compile_one, sources, objects))
     run("-shared", "-Wl,-z,defs", *objects, "-o", library)
 

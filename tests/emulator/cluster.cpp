@@ -3,7 +3,7 @@
 #include <array>
 #include <cstring>
 
-#include "mbarriers.h"
+#include "mbarrier.h"
 
 namespace emulator {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "mbarriers.h"
+#include "mbarrier.h"
 
 namespace dso::ptx {
 

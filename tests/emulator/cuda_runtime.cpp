@@ -4,6 +4,7 @@
 
 #include <cudaTypedefs.h>
 
+#include <cstring>
 #include <map>
 
 #include "machine.h"

@@ -1,8 +1,6 @@
 #include "ptx/mbarrier.cuh"
 
-#include <cstring>
-
-#include "mbarriers.h"
+#include "mbarrier.h"
 
 namespace emulator {
 namespace {
@@ -35,7 +33,7 @@ void expect_bytes(Mbarrier& barrier, const Place& place, uint32_t num_bytes) {
 Mbarrier& mbarrier_at(const Place& place, const char* instruction) {
     const auto found = place.cta->mbarriers.find(place.offset);
     if (found == place.cta->mbarriers.end()) fail("%s: no mbarrier was initialised at 0x%x", instruction, place.offset);
-    if (bits_as<uint64_t>(*reinterpret_cast<const uint64_t*>(place.bytes)) != kMark)
+    if (*reinterpret_cast<const uint64_t*>(place.bytes) != kMark)
         fail("%s: the mbarrier at 0x%x was written over", instruction, place.offset);
     return found->second;
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 import deepseek_ops
 from deepseek_ops import to_mn_major_tma_aligned
 from deepseek_ops.quantize import empty_sf
-from tests.emulator.build import COMPILER, CUDA_HEADERS, build_kernels, fp8_gemm_tiles
+from tests.emulator.build import MISSING, build_kernels, fp8_gemm_tiles
 from tests.emulator.interface import CONTIGUOUS, MASKED, OFFSETS, Kernels
 from tests.support import (
     BF16_LIMIT,
@@ -26,7 +26,7 @@ from tests.support import (
     quantized_operands,
 )
 
-pytestmark = pytest.mark.skipif(not COMPILER or not CUDA_HEADERS, reason="no g++, or no CUDA headers")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 LIMITS = {torch.bfloat16: BF16_LIMIT, torch.float32: FP32_LIMIT}
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
@@ -117,10 +117,14 @@ def test_ctas_compute_tile_after_tile(config, kernels):
         assert_gemm_close(dense(kernels, operands, plan=(config, 1)), want, BF16_LIMIT)
 
 
-def test_a_ring_goes_round_more_than_twice(kernels):
-    operands = mn_major(quantized_operands(193, 264, 1168, "cpu"))
-    got = dense(kernels, operands, plan=(MANY_ROWS, 1))
-    assert_gemm_close(got, dequantized_product(*operands), BF16_LIMIT)
+@pytest.mark.parametrize("config", range(len(TILES)))
+def test_rings_go_round_more_than_twice(config, kernels):
+    num_stages = TILES[config][1][2]
+    operands = mn_major(quantized_operands(rows_of(config), 72, 128 * (2 * num_stages + 1) + 16, "cpu"))
+    want = dequantized_product(*operands)
+    for seed in range(4):
+        kernels.use(seed=seed)
+        assert_gemm_close(dense(kernels, operands, plan=(config, 1)), want, BF16_LIMIT)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 16), (3, 200, 1040), (65, 64, 128), (130, 72, 256)], ids=str)

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from tests.emulator.build import COMPILER, CSRC, CUDA_HEADERS, HERE, build_programs
+from tests.emulator.build import CSRC, HERE, MISSING, build_programs
 
-pytestmark = pytest.mark.skipif(not COMPILER or not CUDA_HEADERS, reason="no g++, or no CUDA headers")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 SEEDS = range(24)
 

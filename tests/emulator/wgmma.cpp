@@ -5,6 +5,7 @@
 #include <cuda_fp8.h>
 
 #include <array>
+#include <cstring>
 
 #include "machine.h"
 
