@@ -10,7 +10,7 @@ import torch
 import deepseek_ops
 from benchmarks import peers
 from benchmarks.harness import Case, normal, ours, some_rows, worst_row
-from benchmarks.shapes import DENSE, DENSE_STAND_INS, SMALL_M, Gemm, for_this_machine
+from benchmarks.shapes import DENSE, DENSE_STAND_INS, DGRAD, LATENT, SMALL_M, Gemm, for_this_machine
 from tests.support import BF16_LIMIT, dequantized_product
 
 
@@ -26,7 +26,7 @@ def error(inputs, out) -> float:
     return worst_row(out[rows], dequantized_product(a[rows], sfa[rows], b, sfb))
 
 
-@pytest.mark.parametrize("shape", for_this_machine((*DENSE, *SMALL_M), DENSE_STAND_INS), ids=str)
+@pytest.mark.parametrize("shape", for_this_machine((*DENSE, *SMALL_M, *LATENT, *DGRAD), DENSE_STAND_INS), ids=str)
 def test_fp8_gemm_nt(gpu_bench, shape: Gemm):
     gpu_bench(
         Case(

@@ -265,6 +265,27 @@ def test_the_38_measured_cases_are_there_once_each():
     assert len(set(map(str, shapes.MLA))) == len(shapes.MLA) == 34
 
 
+def test_deep_gemms_own_list_is_there_and_no_shape_twice():
+    dense = (*shapes.DENSE, *shapes.SMALL_M, *shapes.LATENT, *shapes.DGRAD)
+    weights = {(2112, 7168), (576, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)}
+    assert {(m, n, k) for m in (1, 128, 4096) for n, k in weights} <= {(x.m, x.n, x.k) for x in dense}
+    assert {(4096, k, n) for n, k in weights} <= {(x.m, x.n, x.k) for x in dense}
+    later = {(6144, 7168), (7168, 3072), (4096, 4096), (4096, 2048)}
+    contiguous = (*shapes.CONTIGUOUS, *shapes.CONTIGUOUS_LATER)
+    masked = (*shapes.MASKED, *shapes.MASKED_LATER)
+    for grouped, loads in ((contiguous, 2), (masked, 4)):
+        assert sum((x.n, x.k) in later for x in grouped) == loads * len(later)
+    k_grouped = (*shapes.K_GROUPED, *shapes.K_GROUPED_EMPTY)
+    for family in (dense, contiguous, masked, k_grouped):
+        assert len(set(map(str, family))) == len(family)
+
+
+def test_a_group_without_tokens_has_no_columns_and_costs_no_arithmetic():
+    full, empty = shapes.KGroupedGemm(3, 40, 136, 256), shapes.KGroupedGemm(3, 40, 136, 256, empty=1)
+    assert empty.counts() == [full.counts()[0], 0, full.counts()[2]]
+    assert full.flops - empty.flops == 2 * 40 * 136 * full.counts()[1]
+
+
 # ------------------------------------------------------------------------------------------------------- peers
 
 
