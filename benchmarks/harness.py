@@ -6,7 +6,10 @@ the samples that deepseek_ops.bench took on the GPU.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers import UNVERIFIED, Prepare
+from benchmarks.peers import COMPILED_AT_FIRST_CALL, UNVERIFIED, Prepare
+from benchmarks.report import OUT_OF_TIME
 from benchmarks.shapes import DEVICE
 from deepseek_ops import bench
 from deepseek_ops.bench import Call, Ceilings, Measurement
@@ -109,7 +113,9 @@ def run_once(case: Case) -> float:
 
 def run(case: Case, device: str, ceilings: Ceilings, **options: Any) -> tuple[Measurement, dict[str, Any]]:
     """Measures all providers, verifies the buffers that were timed, and returns the row of the results."""
+    watch = Stopwatch()
     inputs = [case.make(seed) for seed in range(bench.num_input_sets(case.num_bytes))]
+    watch.lap("inputs")
     calls, absent = {}, {}
     for provider, prepare in case.providers.items():
         try:
@@ -118,16 +124,39 @@ def run(case: Case, device: str, ceilings: Ceilings, **options: Any) -> tuple[Me
             if provider == OURS:
                 raise
             absent[provider] = bench.reason(failure)
+    watch.lap("prepare")
     measured = bench.measure(calls, device=device, **options)
+    watch.lap("measure")
     measured.absent.update(absent)
     errors = {
         provider: max(case.error(x, out) for x, out in ends(inputs, outputs))
         for provider, outputs in measured.outputs.items()
         if provider not in UNVERIFIED
     }
-    row = describe(case, measured, errors, ceilings)
+    watch.lap("verify")
+    row = {**describe(case, measured, errors, ceilings), "seconds": watch.laps}
     assert errors[OURS] <= case.limit, f"{case.op} at {case.case}: error {errors[OURS]:.1e} > {case.limit:.0e}"
     return measured, row
+
+
+def compile_peers(case: Case) -> None:
+    """Calls each peer that compiles itself once, so that a later run of this case finds it compiled."""
+    for provider in case.providers.keys() & COMPILED_AT_FIRST_CALL:
+        with contextlib.suppress(Exception):  # the run itself records what is wrong
+            case.providers[provider](*case.make(0))()
+
+
+class Stopwatch:
+    """Where the host's seconds of a case go."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self.last, 3)
+        self.last = now
 
 
 def ends(inputs: list[tuple[Any, ...]], outputs: list[object]) -> list[tuple[tuple[Any, ...], object]]:
@@ -176,11 +205,13 @@ def describe(case: Case, measured: Measurement, errors: Mapping[str, float], cei
 class Results:
     """The rows of a session. Written after each, so that a run which is cut short keeps what it has."""
 
-    def __init__(self, path: Path | None, device: str) -> None:
+    def __init__(self, path: Path | None, device: str, seconds: float = math.inf) -> None:
         self.path = path
         self.device = device
+        self.deadline = time.monotonic() + seconds
+        self.longest = 0.0
         self._ceilings: Ceilings | None = None
-        self.content: dict[str, Any] = {"schema": SCHEMA, "cases": [], "host": [], "generation": []}
+        self.content: dict[str, Any] = {"schema": SCHEMA, "cases": [], "missing": [], "host": [], "generation": []}
 
     @property
     def ceilings(self) -> Ceilings:
@@ -191,8 +222,30 @@ class Results:
             self.content["ceilings"] = vars(self._ceilings)
         return self._ceilings
 
+    def measure(self, case: Case) -> Measurement | None:
+        """Runs a case and keeps its row; None where one as long as the longest so far would end after the deadline.
+
+        A case that is not begun, or fails, is listed as missing.
+        """
+        start = time.monotonic()
+        if start + self.longest > self.deadline:
+            self._add_missing(case, OUT_OF_TIME)
+            return None
+        try:
+            measured, row = run(case, self.device, self.ceilings)
+        except Exception as failure:
+            self._add_missing(case, bench.reason(failure))
+            raise
+        self.longest = max(self.longest, time.monotonic() - start)
+        self.add({**row, "date": self.content["conditions"]["date"]})
+        return measured
+
     def add(self, row: dict[str, Any]) -> None:
         self.content["cases"].append(row)
+        self._write()
+
+    def _add_missing(self, case: Case, why: str) -> None:
+        self.content["missing"].append({"op": case.op, "case": case.case, "why": why})
         self._write()
 
     def add_host(self, call: str, microseconds: float) -> None:

@@ -61,6 +61,9 @@ UNVERIFIED = {
 }
 """Providers that are shown beside the others, but neither verified nor counted as peers, and why."""
 
+COMPILED_AT_FIRST_CALL = {"deep_gemm"}
+"""Providers that call nvcc for seconds when they meet a shape for the first time, and keep what it made on disk."""
+
 
 def _cublaslt_blockwise(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *_: Any) -> Call:
     from torch.nn.functional import ScalingType, scaled_mm

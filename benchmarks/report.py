@@ -12,19 +12,23 @@ The results file (benchmarks/results/h200.json), schema 1; times are medians ove
     schema      1
     conditions  date, device, driver_version, cuda, nvcc, torch, python, version, git_revision, git_dirty, csrc_sha256,
                 power.limit, clocks.max.sm, clocks.max.mem, data
-    ceilings    copy_gbps, read_gbps, fp8_tflops: measured in the same run
+    ceilings    copy_gbps, read_gbps, fp8_tflops: measured in the same run. Where the cases are of several runs (of the
+                same sources, on the same machine), these are the last one's, and each floor is its own run's
     cases       a list of
         op, case      what ran at which shape
         flops, bytes  what a call computes, and the fewest bytes that it must move
         floor_us      max(flops / fp8_tflops, bytes / max(copy_gbps, read_gbps))
         limit         the error that a correct result stays under
         a_a           [median, low, high] of our time over our own time: the noise
+        date          of the run that measured it
+        seconds       where the host's time went: inputs, prepare, measure, verify
         gpu_state     clocks.sm, clocks.mem, power.draw, temperature.gpu, clocks_event_reasons.active under this load
         providers     provider ("deepseek_ops" is ours) -> either `absent`, the reason; or
             median_us, iqr_us, n, samples_us, timer ("cuda graph", "cuda events")
             tflops, gbps, share_of_floor (floor / median)
             ratio               [median, low, high] of its time over ours, paired, 95 %; not for ours
             error, correct      the worst row against float64 in the buffers that were timed; or `note`, why not
+    missing     a list of op, case, why ("out of time", or how it failed): cases without figures
     host        a list of call, us: the host's cost of a call
     generation  a list of model, batch, tokens_per_second
     stages      stage of `make gpu` -> status ("passed", "failed", "timed out", "unavailable"), seconds, detail
@@ -53,6 +57,7 @@ COMPARED = {
 }
 """Tables of designs that were compared once, each in a file of its own."""
 OURS = "deepseek_ops"
+OUT_OF_TIME = "out of time"
 NOT_MEASURED = "Not measured yet: `make gpu` on an H200 writes these figures."
 
 Results = dict[str, Any]
@@ -62,15 +67,20 @@ Results = dict[str, Any]
 
 
 def conditions(results: Results) -> str:
+    if "ceilings" not in results:
+        return NOT_MEASURED
     c = results["conditions"]
     ceilings = results["ceilings"]
     dirty = " (with local changes)" if c.get("git_dirty") else ""
     revision = f"revision {c['git_revision'][:12]}{dirty}" if c.get("git_revision") else "no git revision at hand"
     fp8 = f", FP8 GEMM with one scale {ceilings['fp8_tflops']:.0f} TFLOP/s" if ceilings.get("fp8_tflops") else ""
+    dates = {case.get("date", c["date"]) for case in results["cases"]}
+    runs = f"\nThe cases come from {len(dates)} runs, the first of {min(dates)}." if len(dates) > 1 else ""
     return (
         f"{c['device']}, driver {c.get('driver_version', 'unknown')}, CUDA {c['cuda']}, torch {c['torch']}, "
         f"{revision}, csrc/ {c['csrc_sha256'][:12]}, {c['date']}. "
         f"Measured in the same run: copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s{fp8}."
+        f"{runs}"
     )
 
 
@@ -119,7 +129,8 @@ def op_table(results: Results, op: str) -> str:
                 f"{case['a_a'][0]:.3f}",
             ]
         )
-    return markdown(header, rows)
+    left = [x["case"] for x in results.get("missing", []) if x["op"] == op]
+    return markdown(header, rows) + (f"\n\nNot measured: {', '.join(left)}." if left else "")
 
 
 def checks(results: Results) -> str:
@@ -221,6 +232,17 @@ def short_table(results: Results) -> str:
         lines.append(
             f"{case['op']:34} {case['case']:28} {ours['median_us']:9.1f} {ours['share_of_floor']:8.0%}  {peer}".rstrip()
         )
+    return "\n".join(lines)
+
+
+def seconds_table(results: Results) -> str:
+    """What the next run of each op's cases will take."""
+    lines = []
+    for op in dict.fromkeys(case["op"] for case in results["cases"]):
+        spent = [case["seconds"] for case in results["cases"] if case["op"] == op and "seconds" in case]
+        parts = {part: sum(x[part] for x in spent) for part in (spent[0] if spent else ())}
+        shares = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
+        lines.append(f"{op:34} {len(spent):3} cases {sum(parts.values()):7.1f} s: {shares}")
     return "\n".join(lines)
 
 

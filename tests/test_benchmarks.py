@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_suite, harness, peers, report, shapes
+from benchmarks import conftest, gpu_suite, harness, peers, report, shapes
 from benchmarks.gpu_suite import Outcome, Stage
 from benchmarks.harness import OURS, Case, Results
 from deepseek_ops import bench
@@ -243,6 +243,70 @@ def test_results_are_written_after_each_case(tmp_path):
     assert [row["op"] for row in json.loads(path.read_text())["cases"]] == ["a"]
     assert json.loads(path.read_text())["host"] == [{"call": "torch.add", "us": 1.0}]
     Results(None, "cpu").add({"op": "a"})
+
+
+def session(path, seconds):
+    results = Results(path, "cpu", seconds)
+    results._ceilings = Ceilings(100.0, 90.0, None)
+    results.content["conditions"] = {"date": "today"}
+    return results
+
+
+def test_no_case_begins_that_would_end_too_late(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "run", lambda *_: (time.sleep(0.2), {"op": "a", "case": "b"}))
+    results = session(tmp_path / "results.json", 0.5)
+    ran = [results.measure(make_case()) is None for _ in range(4)]
+    assert [row["date"] for row in results.content["cases"]] == ["today"] * 2, "two of 0.2 s fit into 0.5 s"
+    assert len(ran) == 4
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["missing"] == [{"op": "cast_to_fp8", "case": "8 x 4", "why": report.OUT_OF_TIME}] * 2
+
+
+def test_a_case_that_fails_is_missing_with_its_reason(tmp_path):
+    results = session(tmp_path / "results.json", 60)
+    with pytest.raises(AssertionError):
+        results.measure(make_case(ours=lambda x: lambda: x))
+    [missing] = results.content["missing"]
+    assert missing["why"].startswith("AssertionError: cast_to_fp8 at 8 x 4: error")
+
+
+def test_only_peers_that_compile_are_called_ahead_and_their_failures_are_no_concern():
+    called = []
+
+    def deep_gemm(x):
+        called.append("deep_gemm")
+        raise RuntimeError("no compiler")
+
+    harness.compile_peers(make_case(deep_gemm=deep_gemm, theirs=lambda x: called.append("theirs")))
+    assert called == ["deep_gemm"]
+
+
+def test_each_share_of_the_cases_is_compiled_by_a_process_and_none_is_waited_for_too_long(tmp_path):
+    def command(code):
+        return [sys.executable, "-c", code, str(tmp_path)]
+
+    touch = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2].replace('/', ' of ')).touch()"
+    conftest.compile_in_parallel(command(touch), 3)
+    assert sorted(x.name for x in tmp_path.iterdir()) == [f"--compile-peers={i} of 3" for i in range(3)]
+    start = time.monotonic()
+    conftest.compile_in_parallel(command("import time; time.sleep(60)"), 2, seconds=0.5)
+    assert time.monotonic() - start < 20
+
+
+def collected(*options):
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_gemm.py", "benchmarks/bench_grouped_gemm.py"]
+    command += ["--collect-only", "-q", "-p", "no:cacheprovider", *options]
+    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_cases_are_chosen_by_name_and_the_shares_of_compilers_are_all_of_them():
+    every = collected()
+    some = collected("--cases", r"gemm_nt\[(1|130) x")
+    assert some == [x for x in every if "gemm_nt[1 x" in x or "gemm_nt[130 x" in x] != []
+    shares = [collected(f"--compile-peers={i}/2") for i in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(every)
+    assert abs(len(shares[0]) - len(shares[1])) <= 1
 
 
 def test_the_replayed_clock_gives_pytest_benchmark_our_samples():
@@ -520,10 +584,128 @@ def test_a_suite_without_a_gpu_says_so(monkeypatch, capsys):
 
 def test_all_stages_together_stay_under_eight_minutes(tmp_path):
     for quick in (False, True):
-        stages = gpu_suite.stages(quick, tmp_path)
+        stages = gpu_suite.stages(tmp_path, quick=quick, peers=tmp_path)
         assert sum(stage.seconds for stage in stages) < 8 * 60
         assert ("--quick" in stages[-1].command) == quick
         assert str(tmp_path) in stages[-1].command
+
+
+def test_the_benches_end_by_themselves_before_their_stage_is_ended():
+    benches = gpu_suite.stages(seconds=50)[-1]
+    assert benches.command[benches.command.index("--seconds") + 1] == "50"
+    assert benches.seconds > 50
+
+
+def test_some_stages_and_some_benches_run_alone(tmp_path):
+    ran = []
+
+    def run(stage, work):
+        ran.append(stage)
+        return fake_stages(tmp_path, {})(stage, work)
+
+    wanted = ["--stages", "benches", "--bench", "gemm,grouped_gemm", "--cases", "64 x"]
+    assert gpu_suite.main(wanted, gpu="NVIDIA H200", run=run, work=tmp_path, target=tmp_path / "results") == 0
+    [benches] = ran
+    files = [x for x in benches.command if x.endswith(".py")]
+    assert files == ["benchmarks/bench_gemm.py", "benchmarks/bench_grouped_gemm.py"]
+    assert all((report.ROOT / file).is_file() for file in files)
+    assert benches.command[benches.command.index("--cases") + 1] == "64 x"
+
+
+@pytest.mark.parametrize("wrong", [["--stages", "bench"], ["--bench", "gemm,mle"]])
+def test_a_stage_or_a_family_that_is_not_there_is_refused_with_those_that_are(capsys, wrong):
+    with pytest.raises(SystemExit):
+        gpu_suite.main(wrong, gpu="NVIDIA H200")
+    assert wrong[1].rpartition(",")[2] + ": there are " in capsys.readouterr().err
+
+
+def run_of(cases, missing=(), csrc="a", **more):
+    """Results of one run: `cases` name -> microseconds, `missing` name -> why."""
+    conditions = {"csrc_sha256": csrc, "device": "NVIDIA H200", "date": f"at {csrc}"}
+    return {
+        "schema": 1,
+        "conditions": conditions,
+        "ceilings": {"copy_gbps": 1.0},
+        "cases": [{"op": "x", "case": name, "us": us} for name, us in dict(cases).items()],
+        "missing": [{"op": "x", "case": name, "why": why} for name, why in dict(missing).items()],
+        "host": [],
+        "generation": [],
+        "stages": {"benches": {"status": "passed"}},
+        "tests": {},
+        "sanitizer": {},
+        **more,
+    }
+
+
+def figures(results):
+    return {row["case"]: row["us"] for row in results["cases"]}
+
+
+def test_runs_of_the_same_sources_add_up_and_the_last_figure_of_a_case_counts():
+    both = gpu_suite.merge(run_of({"a": 1, "b": 2}, tests={"passed": 3}), run_of({"b": 4, "c": 5}))
+    assert figures(both) == {"a": 1, "b": 4, "c": 5}
+    assert both["tests"] == {"passed": 3}
+
+
+@pytest.mark.parametrize("key", gpu_suite.SAME)
+def test_runs_of_other_sources_or_on_another_machine_never_mix(key):
+    old, new = run_of({"a": 1}, tests={"passed": 3}), run_of({"b": 2})
+    old["conditions"][key] = "something else"
+    assert gpu_suite.merge(old, new) == new
+
+
+def test_a_case_without_time_keeps_its_figures_and_one_that_fails_loses_them():
+    why = {"a": report.OUT_OF_TIME, "b": "AssertionError: error 1", "c": report.OUT_OF_TIME}
+    both = gpu_suite.merge(run_of({"a": 1, "b": 2}), run_of({}, why))
+    assert figures(both) == {"a": 1}
+    assert [x["case"] for x in both["missing"]] == ["b", "c"]
+    assert gpu_suite.merge(both, run_of({"b": 3, "c": 4}))["missing"] == []
+
+
+def test_a_run_without_benches_leaves_the_benches_conditions():
+    tests = run_of({}, tests={"passed": 1}, stages={"tests": {"status": "passed"}})
+    del tests["ceilings"]
+    tests["conditions"]["date"] = "later"
+    both = gpu_suite.merge(run_of({"a": 1}), tests)
+    assert both["conditions"]["date"] == "at a"
+    assert both["tests"] == {"passed": 1}
+    assert set(both["stages"]) == {"tests", "benches"}
+
+
+def test_two_runs_make_one_file_and_a_change_of_the_sources_starts_it_anew(tmp_path, monkeypatch):
+    def suite(stages, csrc):
+        found = {**bench.conditions("cpu"), "csrc_sha256": csrc}
+        monkeypatch.setattr(gpu_suite, "find_conditions", lambda: found)
+        argv = ["--stages", stages]
+        gpu_suite.main(argv, gpu="NVIDIA H200", run=fake_stages(tmp_path, {}), work=tmp_path, target=tmp_path)
+        return json.loads((tmp_path / "h200.json").read_text())
+
+    now = bench.revision()["csrc_sha256"]
+    assert len(suite("benches", now)["cases"]) == 1
+    both = suite("tests,sanitizer", now)
+    assert len(both["cases"]) == 1
+    assert both["tests"]["passed"] == 3
+    assert suite("tests", "other")["cases"] == []
+
+
+def test_cases_from_several_runs_are_said_to_be():
+    results = results_of()
+    results["cases"] = [{**results["cases"][0], "date": date} for date in ("1999-01-01", "1999-01-02")]
+    assert "The cases come from 2 runs, the first of 1999-01-01." in report.table("conditions", results)
+
+
+def test_missing_cases_are_named_below_their_table():
+    results = results_of(row_with((1.2, 1.1, 1.3)))
+    results["missing"] = [{"op": "cast_to_fp8", "case": "9 x 4", "why": report.OUT_OF_TIME}]
+    assert report.table("cast_to_fp8", results).endswith("\n\nNot measured: 9 x 4.")
+
+
+def test_the_seconds_of_a_run_are_summed_by_op_and_part():
+    results = results_of()
+    assert results["cases"][0]["seconds"].keys() == {"inputs", "prepare", "measure", "verify"}
+    results["cases"] = [{"op": "x", "seconds": {"inputs": 1.0, "measure": 2.0}}] * 2
+    line = report.seconds_table(results)
+    assert "2 cases     6.0 s: inputs 2.0, measure 4.0" in line
 
 
 def test_a_stage_passes_fails_or_is_ended_with_what_it_started(tmp_path):
