@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from deepseek_ops.bench import Call, tensorwise_gemm
-from deepseek_ops.numeric import BLOCK, align, ceil_div
+from deepseek_ops.numeric import BLOCK, FP8, align, ceil_div
 
 Prepare = Callable[..., Call]
 """From an input set (the op's arguments) to a call on it."""
@@ -131,6 +132,36 @@ def masked_gemm(expected_m: int) -> dict[str, Prepare]:
         return call
 
     return {"deep_gemm": prepare}
+
+
+def k_grouped_gemm() -> dict[str, Prepare]:
+    """Peers of `k_grouped_fp8_gemm_nt(a, sfa, b, sfb, k_offsets, out_dtype)`."""
+    return {"deep_gemm": _deep_gemm_k_grouped}
+
+
+def _deep_gemm_k_grouped(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, k_offsets: Tensor, *_: Any) -> Call:
+    """DeepGEMM adds to an output that is there, so its calls copy zeros into `d` first, which they are charged for."""
+    library = _deep_gemm()
+    ends = k_offsets.tolist()
+    counts = [end - start for start, end in pairwise(ends)]
+    counts_on_device = torch.tensor(counts, dtype=torch.int32, device=a.device)
+    operands = [
+        (by_group(x, ends), library.get_mn_major_tma_aligned_tensor(scales)) for x, scales in ((a, sfa), (b, sfb))
+    ]
+    zeros = torch.zeros(len(counts), a.shape[0], b.shape[0], device=a.device)
+    d = torch.empty_like(zeros)
+
+    def call() -> Tensor:
+        library.k_grouped_fp8_gemm_nt_contiguous(*operands, d, counts, counts_on_device, zeros)
+        return d
+
+    return call
+
+
+def by_group(x: Tensor, ends: Sequence[int]) -> Tensor:
+    """The columns of each group by themselves, row by row, one group after the other: flat."""
+    groups = [x[:, start:end].reshape(-1).view(torch.uint8) for start, end in pairwise(ends)]
+    return torch.cat(groups).view(FP8)
 
 
 # -------------------------------------------------------------------------------------------------------- MLA

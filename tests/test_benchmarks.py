@@ -372,6 +372,7 @@ def test_every_peer_is_absent_on_a_cpu_without_a_crash(monkeypatch):
         (peers.dense_gemm(), gemm),
         (peers.contiguous_gemm(), gemm),
         (peers.masked_gemm(8), gemm),
+        (peers.k_grouped_gemm(), gemm),
         (bench_mla.rivals(shapes.Mla(1, 1, 64, 4)), mla),
     ):
         calls = {OURS: [lambda: 0.0]}
@@ -384,6 +385,56 @@ def test_every_peer_is_absent_on_a_cpu_without_a_crash(monkeypatch):
         measured = measure(calls, device="cpu", warm_up=0.0, replays=2)
         assert {*absent, *measured.absent, *measured.samples} == {OURS, *providers}
         assert "deep_gemm" not in providers or "--peers" in absent["deep_gemm"]
+
+
+class FakeDeepGemm:
+    """What the K-grouped call is promised to do, from the flat layout that it is given."""
+
+    def get_mn_major_tma_aligned_tensor(self, scales):
+        return scales.T.contiguous().T
+
+    def k_grouped_fp8_gemm_nt_contiguous(self, a, b, d, counts, counts_on_device, c):
+        assert counts_on_device.tolist() == counts
+        m, n = d.shape[1:]
+        x, y = (
+            torch.cat([part.view(rows, -1) for part in data.double().split([rows * k for k in counts])], 1)
+            * scales.double().repeat_interleave(128, 1)
+            for (data, scales), rows in ((a, m), (b, n))
+        )
+        products = [p @ q.T for p, q in zip(x.split(counts, 1), y.split(counts, 1), strict=True)]
+        d.copy_(c + torch.stack(products))
+
+
+def test_the_k_grouped_peer_gets_each_groups_columns_by_themselves(monkeypatch):
+    from benchmarks import bench_grouped_gemm
+
+    monkeypatch.setattr(peers, "_deep_gemm", FakeDeepGemm)
+    for shape in shapes.K_GROUPED_STAND_INS:
+        inputs = bench_grouped_gemm.k_grouped_operands(shape, 0)
+        call = peers.k_grouped_gemm()["deep_gemm"](*inputs)
+        for _ in range(2):  # a second call must not add to the first one's result
+            assert bench_grouped_gemm.k_grouped_error(inputs, call()) < 1e-6
+
+
+def test_a_k_grouped_peer_that_is_wrong_is_shown_as_wrong_and_counts_nowhere(monkeypatch):
+    from benchmarks import bench_grouped_gemm
+
+    class Wrong(FakeDeepGemm):
+        def k_grouped_fp8_gemm_nt_contiguous(self, a, b, d, *others):
+            super().k_grouped_fp8_gemm_nt_contiguous(a, b, d, *others)
+            d[-1, -1] *= 2
+
+    monkeypatch.setattr(peers, "_deep_gemm", Wrong)
+    monkeypatch.setattr(bench, "num_input_sets", lambda _: 1)
+    ran = []
+    bench_grouped_gemm.test_k_grouped_fp8_gemm_nt(ran.append, shapes.K_GROUPED_STAND_INS[0])
+    row = run_case(ran[0])
+    assert row["providers"][OURS]["correct"]
+    assert row["providers"]["deep_gemm"]["correct"] is False
+    results = {**results_of(), "cases": [row]}
+    assert "(its result is wrong)" in report.table("k_grouped_fp8_gemm_nt", results)
+    assert "no peer ran" in report.table("summary", results)
+    assert report.best_peer(row) is None
 
 
 def test_arguments_by_name_take_their_place_and_the_rest_a_neutral_value():
