@@ -22,7 +22,8 @@ The results file (benchmarks/results/h200.json), schema 1; times are medians ove
         a_a           [median, low, high] of our time over our own time: the noise
         date          of the run that measured it
         seconds       where the host's time went: inputs, prepare, measure, verify
-        gpu_state     clocks.sm, clocks.mem, power.draw, temperature.gpu, clocks_event_reasons.active under this load
+        gpu_state     [least, median, largest] of clocks.sm, clocks.mem (MHz), power.draw (W) and temperature.gpu (C)
+                      while the samples were taken, every bit of clocks_event_reasons.active, number of readings
         providers     provider ("deepseek_ops" is ours) -> either `absent`, the reason; or
             median_us, iqr_us, n, samples_us, timer ("cuda graph", "cuda events")
             tflops, gbps, share_of_floor (floor / median)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gpu_state import Watch
 from .library import build_info
 from .numeric import FP8, align, ceil_div
 from .registry import OPS
@@ -57,8 +58,8 @@ MAX_INPUT_SETS = 256
 REPETITIONS = 10
 """Calls in a graph, at least: so many that one launch of the graph does not count."""
 REPLAYS = 15
-WARM_UP = 0.2
-"""Seconds for which all providers run in turn before the first sample."""
+WARM_UP = 0.5
+"""Seconds for which all providers run in turn before the first sample: the power limit must have lowered the clocks."""
 
 
 def num_input_sets(num_bytes: float) -> int:
@@ -241,8 +242,8 @@ class Measurement:
     """Provider -> the timed buffers, one entry per input set."""
     absent: dict[str, str] = field(default_factory=dict)
     """Provider that could not be run -> why."""
-    gpu_state: dict[str, str] = field(default_factory=dict)
-    """Clocks, power, temperature and throttle reasons under this load."""
+    gpu_state: dict[str, Any] = field(default_factory=dict)
+    """Clocks, power, temperature and throttle reasons while the samples were taken."""
 
     @property
     def first(self) -> str:
@@ -304,17 +305,18 @@ def measure(
                 raise
             absent[provider] = reason(failure)
 
-    state = _warm_up([x.run for x in timed.values()], warm_up, device)
+    _warm_up([x.run for x in timed.values()], warm_up)
     samples: dict[str, list[float]] = {provider: [] for provider in timed}
     again: list[float] = []
     order = [(timed[provider], samples[provider]) for provider in timed] + [(timed[first], again)]
     shuffle = random.Random(0).shuffle
-    for _ in range(replays):
-        shuffle(order)
-        for calls_of, taken in order:
-            taken.append(calls_of.run())
+    with Watch(device) as watch:
+        for _ in range(replays):
+            shuffle(order)
+            for calls_of, taken in order:
+                taken.append(calls_of.run())
     outputs = {provider: x.outputs for provider, x in timed.items()}
-    return Measurement(samples, again, names, outputs, absent, state)
+    return Measurement(samples, again, names, outputs, absent, watch.summary())
 
 
 def reason(failure: BaseException) -> str:
@@ -331,16 +333,11 @@ def _prepare(calls: Sequence[Call], clocks: Sequence[Clock]) -> tuple[Timed, str
     return clocks[-1].prepare(calls), clocks[-1].name
 
 
-def _warm_up(runs: Sequence[Callable[[], float]], seconds: float, device: str) -> dict[str, str]:
-    """Runs all in turn for a while, and reads the GPU's state meanwhile."""
-    query = _StateQuery() if device.startswith("cuda") else None
-    start = time.perf_counter()
-    elapsed = 0.0
-    while elapsed < seconds or (query is not None and query.running and elapsed < seconds + 2):
+def _warm_up(runs: Sequence[Callable[[], float]], seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
         for run in runs:
             run()
-        elapsed = time.perf_counter() - start
-    return query.result() if query is not None else {}
 
 
 # ------------------------------------------------------------------------------------------------ conditions
@@ -353,36 +350,6 @@ def backend(op: str, device: str) -> str:
     if OPS[op].has_kernel and torch.cuda.get_device_capability() == (9, 0):
         return "kernel sm90a"
     return "reference on CUDA"
-
-
-STATE_FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_event_reasons.active")
-
-
-class _StateQuery:
-    """nvidia-smi in the background, so that it sees the GPU at work."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None
-        try:
-            self.process = subprocess.Popen(
-                _nvidia_smi(STATE_FIELDS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-        except OSError:
-            self.process = None
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def result(self) -> dict[str, str]:
-        if self.process is None:
-            return {}
-        try:
-            output, _ = self.process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return {}
-        return _parse_smi(STATE_FIELDS, output)
 
 
 def _nvidia_smi(fields: Sequence[str]) -> list[str]:

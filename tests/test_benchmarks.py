@@ -14,7 +14,7 @@ import torch
 from benchmarks import conftest, gpu_suite, harness, peers, report, shapes
 from benchmarks.gpu_suite import Outcome, Stage
 from benchmarks.harness import OURS, Case, Results
-from deepseek_ops import bench
+from deepseek_ops import bench, gpu_state
 from deepseek_ops.bench import Ceilings, HostClock, Ratio, measure
 from tests import sanitizer
 
@@ -164,12 +164,74 @@ def test_the_hash_of_the_sources_sees_content_and_names(tmp_path):
     assert bench.revision(tmp_path)["csrc_sha256"] is None
 
 
-def test_the_gpu_state_is_read_by_field():
-    assert bench._parse_smi(("clocks.sm", "power.draw"), "1980 MHz, 210.5 W\n") == {
-        "clocks.sm": "1980 MHz",
-        "power.draw": "210.5 W",
+def test_the_fields_of_nvidia_smi_are_told_apart():
+    assert bench._parse_smi(("driver_version", "power.limit"), "580.1, 700.00 W\n") == {
+        "driver_version": "580.1",
+        "power.limit": "700.00 W",
     }
-    assert bench._parse_smi(("clocks.sm", "power.draw"), "Field is not valid") == {}
+    assert bench._parse_smi(("driver_version", "power.limit"), "Field is not valid") == {}
+
+
+FAKE_NVML = """
+#include <string.h>
+static int device, runs;
+typedef struct {
+    unsigned field, scope;
+    long long timestamp, latency;
+    int type, status;
+    union { double d; unsigned u; unsigned long long l; } value;
+} Field;
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **found) { *found = &device; return strcmp(uuid, "GPU-1") != 0; }
+int nvmlDeviceGetClockInfo(void *d, int clock, unsigned *mhz) {
+    *mhz = clock == 2 ? 3201 : 1500 + 100 * (runs++ % 2);
+    return d != &device;
+}
+int nvmlDeviceGetTemperature(void *d, int sensor, unsigned *celsius) { *celsius = 60; return d != &device; }
+int nvmlDeviceGetPowerUsage(void *d, unsigned *mw) { *mw = 300000; return d != &device; }
+int nvmlDeviceGetCurrentClocksEventReasons(void *d, unsigned long long *bits) { *bits = 1ull << 34 | 4; return 0; }
+int nvmlDeviceGetFieldValues(void *d, int count, Field *x) {
+    x->value.u = 690500;
+    x->status = STATUS;
+    return d != &device || count != 1 || x->field != 186 || x->scope != 0;
+}
+"""
+
+
+def fake_nvml(tmp_path, status):
+    source, library = tmp_path / f"nvml{status}.c", tmp_path / f"libnvml{status}.so"
+    source.write_text(FAKE_NVML)
+    subprocess.run(["cc", "-shared", "-fPIC", f"-DSTATUS={status}", str(source), "-o", str(library)], check=True)
+    return gpu_state.Nvml("GPU-1", str(library))
+
+
+def test_clocks_power_and_temperature_are_read_from_the_drivers_library(tmp_path):
+    want = {"clocks.sm": 1500, "clocks.mem": 3201, "power.draw": 690.5, "temperature.gpu": 60}
+    assert fake_nvml(tmp_path, 0).read() == {**want, "clocks_event_reasons.active": 1 << 34 | 4}
+    assert fake_nvml(tmp_path, 3).read()["power.draw"] == 300.0, "where there is no power of the moment"
+    with pytest.raises(OSError, match="knows no GPU-2"):
+        gpu_state.Nvml("GPU-2", str(tmp_path / "libnvml0.so"))
+
+
+def test_the_gpu_state_is_read_while_the_samples_are_taken(tmp_path, monkeypatch):
+    class Watch(gpu_state.Watch):
+        def __init__(self, device):
+            super().__init__("cpu")
+            self._nvml = fake_nvml(tmp_path, 0)
+
+    monkeypatch.setattr(bench, "Watch", Watch)
+    calls = {"ours": [partial(time.sleep, 0.01)]}
+    state = measure(calls, device="cpu", warm_up=0.0, replays=15).gpu_state
+    assert state["readings"] > 3
+    assert state["clocks.sm"] == [1500, state["clocks.sm"][1], 1600]
+    assert state["power.draw"] == [690.5] * 3
+    assert state["clocks_event_reasons.active"] == "0x0000000400000004"
+    json.dumps(state)
+
+
+def test_where_there_is_no_gpu_there_is_no_state():
+    _, measured = fake_measure({"ours": [lambda: 1.0]}, replays=3)
+    assert measured.gpu_state == {}
 
 
 @pytest.mark.gpu
@@ -178,6 +240,8 @@ def test_a_graph_of_a_copy_takes_about_the_time_that_its_bytes_need():
     x, y = torch.randn(2, 1 << 28, device="cuda")
     measured = measure({"copy": [lambda: y.copy_(x)], "again": [lambda: y.copy_(x)]}, replays=15)
     assert measured.clocks["copy"] == "cuda graph"
+    assert measured.gpu_state["clocks.sm"][2] > 100
+    assert measured.gpu_state["power.draw"][2] > 50
     assert 0.2e-3 < measured.median("copy") < 3e-3
     assert 0.9 < measured.ratio("again").median < 1.1
     assert torch.equal(x, y)
