@@ -5,7 +5,7 @@
     python benchmarks/report.py --plots    draw the plots, too (needs matplotlib)
 
 A table stands between `<!-- figures:begin NAME -->` and `<!-- figures:end NAME -->`. NAME is `conditions`, `summary`,
-`checks`, `host`, `generation`, one of COMPARED or the name of an op.
+`checks`, `host`, `generation`, one of COMPARED or VARIANTS, or the name of an op.
 
 The results file (benchmarks/results/h200.json), schema 1; times are medians over `n` samples:
 
@@ -24,7 +24,7 @@ The results file (benchmarks/results/h200.json), schema 1; times are medians ove
         seconds       where the host's time went: inputs, prepare, measure, verify
         gpu_state     [least, median, largest] of clocks.sm, clocks.mem (MHz), power.draw (W) and temperature.gpu (C)
                       while the samples were taken, every bit of clocks_event_reasons.active, number of readings
-        providers     provider ("deepseek_ops" is ours) -> either `absent`, the reason; or
+        providers     provider ("deepseek_ops" is ours, VARIANTS are, too) -> either `absent`, the reason; or
             median_us, iqr_us, n, samples_us, timer ("cuda graph", "cuda events")
             tflops, gbps, share_of_floor (floor / median)
             ratio               [median, low, high] of its time over ours, paired, 95 %; not for ours
@@ -58,6 +58,8 @@ COMPARED = {
 }
 """Tables of designs that were compared once, each in a file of its own."""
 OURS = "deepseek_ops"
+VARIANTS = {"batch_invariant": "fp8_gemm_nt"}
+"""Our own ops called in another way, run beside the ordinary call: which op. They are no peers."""
 OUT_OF_TIME = "out of time"
 NOT_MEASURED = "Not measured yet: `make gpu` on an H200 writes these figures."
 
@@ -113,7 +115,7 @@ def op_table(results: Results, op: str) -> str:
     cases = [case for case in results["cases"] if case["op"] == op]
     if not cases:
         return NOT_MEASURED
-    ran = dict.fromkeys(p for case in cases for p, x in case["providers"].items() if p != OURS and "ratio" in x)
+    ran = dict.fromkeys(p for case in cases for p, x in rivals(case).items() if "ratio" in x)
     header = ["case", "us", "IQR", "TFLOP/s", "GB/s", "of floor", *(f"{p} / ours" for p in ran), "A/A"]
     rows = []
     for case in cases:
@@ -158,6 +160,26 @@ def generation(results: Results) -> str:
     return markdown(["model", "batch", "tokens/s"], rows) if rows else NOT_MEASURED
 
 
+def price(results: Results, variant: str) -> str:
+    """What the variant's time is over the ordinary call's; nothing where it was not measured."""
+    rows = [
+        [
+            case["case"],
+            number(case["providers"][OURS]["median_us"]),
+            number(x["median_us"]),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*x["ratio"]),
+            f"{case['a_a'][0]:.3f}",
+        ]
+        for case in results["cases"]
+        if case["op"] == VARIANTS[variant] and "ratio" in (x := case["providers"].get(variant, {}))
+    ]
+    if not rows:
+        return ""
+    mean = geometric_mean(float(row[3].split()[0]) for row in rows)
+    header = ["case", "us", f"`{variant}=True`, us", "ratio", "A/A"]
+    return f"With `{variant}=True` a call takes {mean:.2f} times as long on average:\n\n{markdown(header, rows)}"
+
+
 def compared(name: str) -> str:
     """Each variant's time over that of the first, which was kept."""
     runs = json.loads((ROOT / "benchmarks" / "results" / COMPARED[name]).read_text())
@@ -175,6 +197,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "host": host,
     "generation": generation,
     **{name: lambda _, name=name: compared(name) for name in COMPARED},
+    **{name: lambda results, name=name: price(results, name) for name in VARIANTS},
 }
 
 
@@ -185,9 +208,14 @@ def table(name: str, results: Results | None) -> str:
     return TABLES[name](results) if name in TABLES else op_table(results, name)
 
 
+def rivals(case: dict[str, Any]) -> dict[str, Any]:
+    """The providers that are not ours."""
+    return {provider: x for provider, x in case["providers"].items() if provider not in (OURS, *VARIANTS)}
+
+
 def best_peer(case: dict[str, Any]) -> list[float] | None:
     """The ratio to the fastest peer that ran and was right."""
-    ratios = [x["ratio"] for x in case["providers"].values() if "ratio" in x and x.get("correct")]
+    ratios = [x["ratio"] for x in rivals(case).values() if "ratio" in x and x.get("correct")]
     return min(ratios, default=None)
 
 
@@ -268,7 +296,7 @@ def render(text: str, results: Results | None) -> str:
         raise ValueError(f"no figures of the name {', '.join(sorted(unknown))}")
     if len(begun) != len(MARKERS.findall(text)):
         raise ValueError("a figures:begin without its figures:end")
-    return MARKERS.sub(lambda m: f"{m[1]}{table(m['name'], results)}\n{m[4]}", text)
+    return MARKERS.sub(lambda m: m[1] + (f"{body}\n" if (body := table(m["name"], results)) else "") + m[4], text)
 
 
 def documents(root: Path) -> list[Path]:
@@ -302,7 +330,7 @@ def update(root: Path, results: Results | None, *, check: bool) -> list[Path]:
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """A roofline of all cases, and the latency of MLA decoding over the batch."""
+    """A roofline of all cases, the GEMM over the number of tokens, and the latency of MLA decoding over the batch."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -311,6 +339,8 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     plots = {"roofline": plot_roofline}
+    if gemm_weights(results):
+        plots |= {"fp8_gemm_floor": plot_gemm_floor, "fp8_gemm_peers": plot_gemm_peers}
     if any(case["op"] == "mla_decode" for case in results["cases"]):
         plots["mla_latency"] = plot_mla_latency
     drawn = []
@@ -341,6 +371,51 @@ def plot_roofline(axes: Any, results: Results) -> None:
     axes.set_xlabel("FLOP per byte")
     axes.set_ylabel("TFLOP/s")
     axes.set_title(results["conditions"]["device"])
+
+
+GEMM_CASE = re.compile(r"(?P<m>\d+) x (?P<weight>\d+ x \d+)")
+
+
+def gemm_weights(results: Results) -> dict[str, dict[int, dict[str, Any]]]:
+    """Dense GEMMs: weight -> tokens -> case, of the weights that were measured with three numbers of tokens or more."""
+    weights: dict[str, dict[int, dict[str, Any]]] = {}
+    for case in results["cases"]:
+        if case["op"] == "fp8_gemm_nt" and (found := GEMM_CASE.fullmatch(case["case"])):
+            weights.setdefault(found["weight"], {})[int(found["m"])] = case
+    return {weight: dict(sorted(cases.items())) for weight, cases in weights.items() if len(cases) > 2}
+
+
+def plot_gemm_floor(axes: Any, results: Results) -> None:
+    for weight, cases in gemm_weights(results).items():
+        shares = [100 * case["providers"][OURS]["share_of_floor"] for case in cases.values()]
+        axes.semilogx([*cases], shares, "o-", base=2, markersize=4, label=f"n x k = {weight}")
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("m, tokens")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_ylabel("% of the floor")
+    axes.set_title("Dense FP8 GEMM, share of the floor")
+
+
+def plot_gemm_peers(axes: Any, results: Results) -> None:
+    """Of each peer's times over ours, the mean over the weights and the range between them."""
+    ratios: dict[str, dict[int, list[float]]] = {}
+    for cases in gemm_weights(results).values():
+        for m, case in cases.items():
+            for peer, x in rivals(case).items():
+                if "ratio" in x and x.get("correct"):
+                    ratios.setdefault(peer, {}).setdefault(m, []).append(x["ratio"][0])
+    for peer, of_tokens in sorted(ratios.items()):
+        tokens = sorted(of_tokens)
+        [line] = axes.semilogx(
+            tokens, [geometric_mean(of_tokens[m]) for m in tokens], "o-", base=2, markersize=4, label=peer
+        )
+        lows, highs = ([of(of_tokens[m]) for m in tokens] for of in (min, max))
+        axes.fill_between(tokens, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_xlabel("m, tokens")
+    axes.set_ylabel("its time / ours: above 1 we are faster")
+    axes.set_title("Dense FP8 GEMM beside its peers: mean and range over the weights")
 
 
 MLA_CASE = re.compile(r"(?P<batch>\d+) x 1 x (?P<s_k>\d+), 16 heads, bf16")

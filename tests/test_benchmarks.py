@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import deepseek_ops
 from benchmarks import conftest, gpu_suite, harness, peers, report, shapes
 from benchmarks.gpu_suite import Outcome, Stage
 from benchmarks.harness import OURS, Case, Results
@@ -291,6 +292,28 @@ def test_a_wrong_result_of_ours_fails_and_a_peers_is_marked():
     with pytest.raises(AssertionError, match="cast_to_fp8 at 8 x 4"):
         harness.run_once(make_case(ours=lambda x: lambda: x))
     assert run_case(make_case(theirs=lambda x: lambda: x))["providers"]["theirs"]["correct"] is False
+
+
+def test_a_variant_of_ours_must_run_and_be_right_and_a_peer_need_not():
+    right, wrong = lambda x: lambda: x + x, lambda x: lambda: x
+    row = run_case(make_case(batch_invariant=right, theirs=wrong))
+    assert row["providers"]["batch_invariant"]["ratio"][0] > 0
+    for broken in (wrong, lambda x: 1 / 0):
+        case = make_case(batch_invariant=broken)
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            run_case(case)
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            harness.run_once(case)
+
+
+def test_batch_invariance_is_measured_where_rows_are_few():
+    from benchmarks import bench_gemm
+
+    few, many = shapes.Gemm(4, 256, 512), shapes.Gemm(4096, 256, 512)
+    assert bench_gemm.batch_invariant(many) == {}
+    a, sfa, b, sfb, dtype = inputs = bench_gemm.operands(few, 0)
+    out = bench_gemm.batch_invariant(few)["batch_invariant"](*inputs)()
+    assert torch.equal(out, deepseek_ops.fp8_gemm_nt(a, sfa, b, sfb, out_dtype=dtype, batch_invariant=True))
 
 
 def test_the_last_input_set_is_verified_too():
@@ -631,6 +654,45 @@ def test_plots_are_drawn_and_the_same_twice(tmp_path):
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
     assert "1024 tokens" in first[1].read_text()
+
+
+def gemm_row(m, weight="512 x 256", ratio=(1.2, 1.1, 1.3), **providers):
+    row = row_with(ratio) | {"op": "fp8_gemm_nt", "case": f"{m} x {weight}"}
+    return {**row, "providers": {**row["providers"], **providers}}
+
+
+def test_the_price_of_batch_invariance_has_a_table_only_where_it_was_measured():
+    text = "a\n<!-- figures:begin batch_invariant -->\nold\n<!-- figures:end batch_invariant -->\nb\n"
+    unmeasured = results_of() | {"cases": [gemm_row(1)]}
+    empty = "a\n<!-- figures:begin batch_invariant -->\n<!-- figures:end batch_invariant -->\nb\n"
+    assert report.render(text, unmeasured) == empty
+    variant = {"median_us": 15.0, "ratio": [1.5, 1.4, 1.6], "correct": True}
+    measured = results_of() | {"cases": [gemm_row(1, batch_invariant=variant), gemm_row(8192)]}
+    filled = report.render(empty, measured)
+    assert "takes 1.50 times as long" in filled
+    assert "| 1 x 512 x 256 | 10.0 | 15.0 | 1.50 [1.40, 1.60] | 1.000 |" in filled
+    assert "| 8192" not in filled
+    assert report.render(filled, measured) == filled
+
+
+def test_a_variant_of_ours_is_no_peer():
+    fast = {"median_us": 5.0, "ratio": [0.5, 0.5, 0.5], "correct": True}
+    row = gemm_row(1, batch_invariant=fast)
+    assert report.best_peer(row) == [1.2, 1.1, 1.3]
+    assert "batch_invariant" not in report.table("fp8_gemm_nt", results_of(row))
+
+
+def test_the_gemms_plots_have_a_line_for_each_weight_and_for_each_peer_that_is_right(tmp_path):
+    pytest.importorskip("matplotlib")
+    wrong = {"ratio": [2.0, 2.0, 2.0], "correct": False}
+    rows = [gemm_row(m, weight, wrong_one=wrong) for m in (1, 8, 64) for weight in ("512 x 256", "264 x 128")]
+    results = results_of() | {"cases": [*rows, gemm_row(4, "999 x 128")]}
+    drawn = {path.stem: path.read_text() for path in report.draw(results, tmp_path)}
+    assert set(drawn) == {"roofline", "fp8_gemm_floor", "fp8_gemm_peers"}
+    assert "512 x 256" in drawn["fp8_gemm_floor"]
+    assert "999 x 128" not in drawn["fp8_gemm_floor"], "one point makes no line"
+    assert "theirs" in drawn["fp8_gemm_peers"]
+    assert "wrong_one" not in drawn["fp8_gemm_peers"]
 
 
 def test_the_committed_documents_show_the_committed_results():
