@@ -24,6 +24,7 @@ from benchmarks.report import OUT_OF_TIME, VARIANTS
 from benchmarks.shapes import DEVICE
 from deepseek_ops import bench
 from deepseek_ops.bench import Call, Ceilings, Measurement
+from deepseek_ops.numeric import FP8
 from deepseek_ops.op_table import CASES
 from deepseek_ops.op_table import worst_row as worst_row
 from deepseek_ops.registry import OPS
@@ -68,6 +69,8 @@ class Case:
     flops: float
     num_bytes: float
     """The fewest bytes that a call must move."""
+    multiplied: torch.dtype = FP8
+    """What the tensor cores multiply, which says how fast they can be."""
 
 
 def ours(op: str, writes: int | None = None) -> dict[str, Prepare]:
@@ -179,7 +182,7 @@ def ends(inputs: list[tuple[Any, ...]], outputs: list[object]) -> list[tuple[tup
 
 def describe(case: Case, measured: Measurement, errors: Mapping[str, float], ceilings: Ceilings) -> dict[str, Any]:
     """The row: see benchmarks/report.py for what its keys mean."""
-    floor = ceilings.floor(case.flops, case.num_bytes)
+    floor = ceilings.floor(case.flops, case.num_bytes, case.multiplied)
     providers: dict[str, Any] = {provider: {"absent": why} for provider, why in measured.absent.items()}
     for provider, samples in measured.samples.items():
         median = measured.median(provider)

@@ -179,22 +179,40 @@ def mla_decode(softmax_scale: float) -> dict[str, Prepare]:
 
     def fa3(q: Tensor, kv: Tensor, block_table: Tensor, seqlens: Tensor) -> Call:
         forward = _load_op("_vllm_fa3_C.abi3.so", "_vllm_fa3_C", "fwd")
-        b, s_q, heads, _ = q.shape
+        schedule = _load_op("_vllm_fa3_C.abi3.so", "_vllm_fa3_C", "get_scheduler_metadata")
+        (b, s_q, heads, _), page_size = q.shape, kv.shape[1]
         latent, rope = kv.unsqueeze(2).split((512, 64), dim=-1)
+        step = {
+            "cu_seqlens_q": torch.arange(0, (b + 1) * s_q, s_q, dtype=torch.int32, device=q.device),
+            "seqused_k": seqlens,
+            "max_seqlen_q": s_q,
+            "max_seqlen_k": block_table.shape[1] * page_size,
+            "is_causal": True,
+            "window_size_left": -1,
+            "window_size_right": -1,
+        }
+        heads_and_dims = {"num_heads": heads, "num_heads_k": 1, "headdim": 64, "headdim_v": 512}
+        metadata = schedule(  # made once a step, as engines do
+            *by_name(
+                schedule.default._schema,
+                **step,
+                **heads_and_dims,
+                batch_size=b,
+                qkv_dtype=q.dtype,
+                page_size=page_size,
+            )
+        )
         arguments = by_name(
             forward.default._schema,
+            **step,
             q=q[..., 512:].reshape(b * s_q, heads, 64),
             k=rope,
             v=latent,
             q_v=q[..., :512].reshape(b * s_q, heads, 512),
-            cu_seqlens_q=torch.arange(0, (b + 1) * s_q, s_q, dtype=torch.int32, device=q.device),
-            seqused_k=seqlens,
-            max_seqlen_q=s_q,
             page_table=block_table,
             softmax_scale=softmax_scale,
-            is_causal=True,
-            window_size_left=-1,
-            window_size_right=-1,
+            scheduler_metadata=metadata,
+            cp_world_size=1,  # 0, the neutral value of the others, would be no process at all
         )
         return lambda: forward(*arguments)[0].view(b, s_q, heads, 512)
 

@@ -12,12 +12,12 @@ The results file (benchmarks/results/h200.json), schema 1; times are medians ove
     schema      1
     conditions  date, device, driver_version, cuda, nvcc, torch, python, version, git_revision, git_dirty, csrc_sha256,
                 power.limit, clocks.max.sm, clocks.max.mem, data
-    ceilings    copy_gbps, read_gbps, fp8_tflops: measured in the same run. Where the cases are of several runs (of the
-                same sources, on the same machine), these are the last one's, and each floor is its own run's
+    ceilings    copy_gbps, read_gbps, fp8_tflops, bf16_tflops: measured in the same run. Where the cases are of several
+                runs (of the same sources, on the same machine), these are the last one's, and each floor its own run's
     cases       a list of
         op, case      what ran at which shape
         flops, bytes  what a call computes, and the fewest bytes that it must move
-        floor_us      max(flops / fp8_tflops, bytes / max(copy_gbps, read_gbps))
+        floor_us      max(flops / fp8_tflops (attention: bf16_tflops), bytes / max(copy_gbps, read_gbps))
         limit         the error that a correct result stays under
         a_a           [median, low, high] of our time over our own time: the noise
         date          of the run that measured it
@@ -76,14 +76,15 @@ def conditions(results: Results) -> str:
     ceilings = results["ceilings"]
     dirty = " (with local changes)" if c.get("git_dirty") else ""
     revision = f"revision {c['git_revision'][:12]}{dirty}" if c.get("git_revision") else "no git revision at hand"
-    fp8 = f", FP8 GEMM with one scale {ceilings['fp8_tflops']:.0f} TFLOP/s" if ceilings.get("fp8_tflops") else ""
+    ceiling = f"copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s"
+    for key, what in (("fp8_tflops", "FP8 GEMM with one scale"), ("bf16_tflops", "bfloat16 GEMM")):
+        ceiling += f", {what} {ceilings[key]:.0f} TFLOP/s" if ceilings.get(key) else ""
     dates = {case.get("date", c["date"]) for case in results["cases"]}
     runs = f"\nThe cases come from {len(dates)} runs, the first of {min(dates)}." if len(dates) > 1 else ""
     return (
         f"{c['device']}, driver {c.get('driver_version', 'unknown')}, CUDA {c['cuda']}, torch {c['torch']}, "
         f"{revision}, csrc/ {c['csrc_sha256'][:12]}, {c['date']}. "
-        f"Measured in the same run: copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s{fp8}."
-        f"{runs}"
+        f"Measured in the same run: {ceiling}.{runs}"
     )
 
 

@@ -7,7 +7,7 @@ benches only show that they run and that what they time is right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -223,7 +223,13 @@ MLA_LARGE = (Mla(128, 1, 4096, 128), Mla(128, 1, 16384, 128), Mla(128, 2, 4096, 
 MLA_DRAFTS = (Mla(32, 1, 4096, 8), Mla(32, 4, 4096, 16), Mla(32, 4, 4096, 32))
 """Draft tokens and small ranks."""
 MLA = MLA_GRID + MLA_LARGE + MLA_DRAFTS
-MLA_FP8 = tuple(Mla(x.batch, x.s_q, x.s_k, x.heads, "fp8") for x in MLA if x.s_k >= 4096)
+MLA_BETWEEN = tuple(
+    x
+    for x in (Mla(b, 1, s_k, h) for h in (8, 16, 128) for b in (1, 2, 4, 8, 32) for s_k in (512, 2048, 4096, 32768))
+    if x not in MLA
+)
+"""Between the points of the grid: few requests, which leave SMs idle, and contexts where the split of k changes."""
+MLA_FP8 = tuple(replace(x, cache="fp8") for x in (*MLA, *MLA_BETWEEN) if x.s_k >= 4096)
 MLA_STAND_INS = (Mla(2, 1, 70, 4), Mla(2, 2, 130, 16), Mla(1, 1, 64, 8, "fp8"))
 
 

@@ -427,10 +427,13 @@ class Ceilings:
     """A sum over a large tensor: reading alone is faster."""
     fp8_tflops: float | None
     """cuBLASLt's FP8 GEMM with one scale, 8192 x 8192 x 8192, random data; None on a CPU."""
+    bf16_tflops: float | None = None
+    """The same in bfloat16."""
 
-    def floor(self, flops: float, num_bytes: float) -> float:
-        """The seconds that neither arithmetic nor memory allows to go below."""
-        arithmetic = flops / (self.fp8_tflops * 1e12) if self.fp8_tflops else 0.0
+    def floor(self, flops: float, num_bytes: float, multiplied: torch.dtype = FP8) -> float:
+        """The seconds that neither arithmetic on `multiplied` values nor memory allows to go below."""
+        tflops = self.fp8_tflops if multiplied == FP8 else self.bf16_tflops
+        arithmetic = flops / (tflops * 1e12) if tflops else 0.0
         return max(arithmetic, num_bytes / (max(self.copy_gbps, self.read_gbps) * 1e9))
 
 
@@ -445,12 +448,19 @@ def ceilings(device: str, *, clocks: Sequence[Clock] | None = None) -> Ceilings:
     # A kernel's copy: in a graph, copy_ becomes a node of the copy engine, which is slower.
     copy_gbps = 2 * source.nbytes / seconds(lambda: torch.neg(source, out=target)) / 1e9
     read_gbps = source.nbytes / seconds(lambda: source.sum()) / 1e9
-    return Ceilings(copy_gbps, read_gbps, _fp8_tflops(device, 8192, clocks) if on_gpu else None)
+    if not on_gpu:
+        return Ceilings(copy_gbps, read_gbps, None)
+    n = 8192
+    operands = [torch.randn(2, n, n, device=device, dtype=torch.bfloat16) for _ in range(3)]
+    fp8, bf16 = (
+        2 * n**3 / measure({"it": calls}, device=device, clocks=clocks).median("it") / 1e12
+        for calls in ([tensorwise_gemm(*x.to(FP8)) for x in operands], [bf16_gemm(*x) for x in operands])
+    )
+    return Ceilings(copy_gbps, read_gbps, fp8, bf16)
 
 
-def _fp8_tflops(device: str, n: int, clocks: Sequence[Clock] | None) -> float:
-    calls = [tensorwise_gemm(*torch.randn(2, n, n, device=device, dtype=torch.bfloat16).to(FP8)) for _ in range(3)]
-    return 2 * n**3 / measure({"gemm": calls}, device=device, clocks=clocks).median("gemm") / 1e12
+def bf16_gemm(a: Tensor, b: Tensor) -> Call:
+    return lambda: a @ b.T
 
 
 def tensorwise_gemm(a: Tensor, b: Tensor) -> Call:

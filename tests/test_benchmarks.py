@@ -143,6 +143,7 @@ def test_the_floor_is_the_larger_of_arithmetic_and_memory():
     ceilings = Ceilings(copy_gbps=3000.0, read_gbps=4000.0, fp8_tflops=1000.0)
     assert ceilings.floor(flops=1e12, num_bytes=4e6) == pytest.approx(1e-3)
     assert ceilings.floor(flops=1e6, num_bytes=4e9) == pytest.approx(1e-3)
+    assert Ceilings(1e9, 1e9, 1000.0, 500.0).floor(1e12, 1, torch.bfloat16) == pytest.approx(2e-3)
     assert Ceilings(4000.0, 3000.0, None).floor(flops=1e15, num_bytes=4e9) == pytest.approx(1e-3)
 
 
@@ -431,6 +432,20 @@ def test_deep_gemms_own_list_is_there_and_no_shape_twice():
         assert len(set(map(str, family))) == len(family)
 
 
+def test_the_mla_cases_are_those_of_the_peers_table_and_a_grid_between_them():
+    between = {(b, s_k, h) for b in (1, 2, 4, 8, 32) for s_k in (512, 2048, 4096, 32768) for h in (8, 16, 128)}
+    cases = (*shapes.MLA, *shapes.MLA_BETWEEN, *shapes.MLA_FP8)
+    assert between <= {(x.batch, x.s_k, x.heads) for x in cases if x.s_q == 1 and x.cache == "bf16"}
+    assert len(set(map(str, cases))) == len(cases) == 34 + 59 + 54
+
+
+def test_mla_counts_the_work_as_its_peers_do():
+    x = shapes.Mla(128, 2, 4096, 128)
+    assert x.flops == 2 * 128 * 128 * 2 * 4096 * (576 + 512)
+    assert x.num_bytes == 128 * (2 * 128 * 576 * 2 + 4096 * 576 * 2 + 2 * 128 * 512 * 2)
+    assert shapes.Mla(1, 1, 4096, 16, "fp8").num_bytes == 4096 * 656 + 16 * 2 * (576 + 512)
+
+
 def test_a_group_without_tokens_has_no_columns_and_costs_no_arithmetic():
     full, empty = shapes.KGroupedGemm(3, 40, 136, 256), shapes.KGroupedGemm(3, 40, 136, 256, empty=1)
     assert empty.counts() == [full.counts()[0], 0, full.counts()[2]]
@@ -530,6 +545,71 @@ def test_arguments_by_name_take_their_place_and_the_rest_a_neutral_value():
     assert peers.by_name(schema, q=q, n=7) == [q, None, 0.0, 7, False, 3]
     with pytest.raises(peers.Absent, match="has no argument page_table"):
         peers.by_name(schema, q=q, page_table=q)
+
+
+FA3_FWD = """f::fwd(Tensor q, Tensor k, Tensor v, Tensor? k_new, Tensor? q_v, Tensor? cu_seqlens_q, Tensor? seqused_k,
+    int? max_seqlen_q, int? max_seqlen_k, Tensor? page_table, float softmax_scale, bool is_causal, int window_size_left,
+    int window_size_right, float softcap, Tensor? scheduler_metadata, int num_splits, bool? pack_gqa, int sm_margin,
+    int cp_world_size, int cp_rank) -> Tensor[]"""
+FA3_SCHEDULE = """f::s(int batch_size, int max_seqlen_q, int max_seqlen_k, int num_heads, int num_heads_k, int headdim,
+    int headdim_v, ScalarType qkv_dtype, Tensor seqused_k, Tensor? cu_seqlens_q, int? page_size, int max_seqlen_k_new,
+    bool is_causal, int window_size_left, int window_size_right, bool has_softcap, int num_splits) -> Tensor"""
+FLASH_MLA = """f::m(Tensor q, Tensor kcache, int head_size_v, Tensor seqlens_k, Tensor block_table, float softmax_scale,
+    bool is_causal, Tensor? tile_scheduler_metadata, Tensor? num_splits, Tensor? out_) -> Tensor[]"""
+
+
+class FakeOp:
+    """An op of a peer that decodes as the formula does, from arguments that its schema names."""
+
+    def __init__(self, schema, decode):
+        self.default = self
+        self._schema = torch._C.parse_schema(" ".join(schema.split()))
+        self.decode = decode
+        self.calls = []
+
+    def __call__(self, *arguments):
+        given = dict(zip((x.name for x in self._schema.arguments), arguments, strict=True))
+        self.calls.append(given)
+        return self.decode(given)
+
+
+def decoded(q, kv, table, seqlens, scale, causal):
+    return deepseek_ops.mla_decode(q, kv, table, seqlens, softmax_scale=scale, causal=causal)[0]
+
+
+def fa3_forward(x):
+    b = x["seqused_k"].shape[0]
+    q = torch.cat([x["q_v"], x["q"]], -1).unflatten(0, (b, x["max_seqlen_q"]))
+    kv = torch.cat([x["v"], x["k"]], -1).squeeze(2)
+    assert x["cp_world_size"] == 1
+    assert x["scheduler_metadata"].item() == 7
+    return [decoded(q, kv, x["page_table"], x["seqused_k"], x["softmax_scale"], x["is_causal"]).flatten(0, 1)]
+
+
+def flash_mla_forward(x):
+    out = decoded(x["q"], x["kcache"].squeeze(2), x["block_table"], x["seqlens_k"], x["softmax_scale"], x["is_causal"])
+    return [out, torch.zeros(1), torch.full((1,), 7), torch.full((1,), 8)]
+
+
+@pytest.mark.parametrize("shape", [x for x in shapes.MLA_STAND_INS if x.cache == "bf16"], ids=str)
+def test_the_mla_peers_get_what_their_schemas_name_and_metadata_made_beforehand(monkeypatch, shape):
+    from benchmarks import bench_mla
+
+    ops = {
+        "fwd": FakeOp(FA3_FWD, fa3_forward),
+        "get_scheduler_metadata": FakeOp(FA3_SCHEDULE, lambda x: torch.tensor(7)),
+        "dense_decode_fwd": FakeOp(FLASH_MLA, flash_mla_forward),
+    }
+    monkeypatch.setattr(peers, "_load_op", lambda library, namespace, name: ops[name])
+    inputs = bench_mla.inputs(shape, 0)
+    for prepare in bench_mla.rivals(shape).values():
+        assert bench_mla.error(inputs, prepare(*inputs)()) < bench_mla.MLA_LIMIT
+    [scheduled] = ops["get_scheduler_metadata"].calls
+    assert (scheduled["headdim"], scheduled["headdim_v"], scheduled["num_heads_k"]) == (64, 512, 1)
+    assert scheduled["max_seqlen_k"] >= shape.s_k
+    first, timed = ops["dense_decode_fwd"].calls
+    assert first["tile_scheduler_metadata"] is first["num_splits"] is None
+    assert (timed["tile_scheduler_metadata"].item(), timed["num_splits"].item()) == (7, 8)
 
 
 # ------------------------------------------------------------------------------------------------------ report
