@@ -47,10 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = items[::4]
     if share := config.getoption("--compile-peers"):
         i, n = map(int, share.split("/"))
-        items[:] = [item for item in items if "gpu_bench" in getattr(item, "fixturenames", ())][i::n]
+        items[:] = [item for item in items if has_peers(item)][i::n]
     for item in items:
         if "gpu_bench" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=item.name.partition("[")[0]))
+
+
+def has_peers(item: pytest.Item) -> bool:
+    return hasattr(getattr(item, "module", None), "peers")
 
 
 COMPILERS = min(8, (os.cpu_count() or 1) // 2)
@@ -60,8 +64,8 @@ COMPILE_SECONDS = 90
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compiles the peers of the cases to come in several processes: one by one takes longer than all measuring."""
     config = session.config
-    wanted = GPU and config.getoption("--peers") and not config.getoption("--benchmark-disable")
-    if wanted and not config.getoption("--collect-only") and not config.getoption("--compile-peers"):
+    idle = any(config.getoption(x) for x in ("--benchmark-disable", "--collect-only", "--compile-peers"))
+    if GPU and config.getoption("--peers") and not idle and any(map(has_peers, session.items)):
         compile_in_parallel([sys.executable, "-m", "pytest", *config.invocation_params.args], COMPILERS)
 
 
