@@ -242,12 +242,12 @@ class Results:
 
         A case that is not begun, or fails, is listed as missing.
         """
-        start = time.monotonic()
-        if start + self.longest > self.deadline:
+        if time.monotonic() + self.longest > self.deadline:
             self._add_missing(case, OUT_OF_TIME)
             return None
+        ceilings, start = self.ceilings, time.monotonic()
         try:
-            measured, row = run(case, self.device, self.ceilings)
+            measured, row = run(case, self.device, ceilings)
         except Exception as failure:
             self._add_missing(case, bench.reason(failure))
             raise
