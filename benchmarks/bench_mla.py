@@ -16,6 +16,7 @@ from benchmarks.shapes import (
     HEADS_STAND_INS,
     MERGE,
     MLA,
+    MLA_BETWEEN,
     MLA_FP8,
     MLA_STAND_INS,
     PREFILL,
@@ -79,7 +80,7 @@ def rivals(shape: Mla):
     }
 
 
-@pytest.mark.parametrize("shape", for_this_machine((*MLA, *MLA_FP8), MLA_STAND_INS), ids=str)
+@pytest.mark.parametrize("shape", for_this_machine((*MLA, *MLA_BETWEEN, *MLA_FP8), MLA_STAND_INS), ids=str)
 def test_mla_decode(gpu_bench, shape: Mla):
     gpu_bench(
         Case(
@@ -91,6 +92,7 @@ def test_mla_decode(gpu_bench, shape: Mla):
             limit=MLA_LIMIT,
             flops=shape.flops,
             num_bytes=shape.num_bytes,
+            multiplied=torch.bfloat16,
         )
     )
 
@@ -137,6 +139,7 @@ def test_mla_prefill(gpu_bench, shape: Prefill):
             limit=MLA_LIMIT,
             flops=shape.flops,
             num_bytes=shape.num_bytes,
+            multiplied=torch.bfloat16,
         )
     )
 

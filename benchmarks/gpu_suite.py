@@ -1,9 +1,13 @@
 """Everything that needs a GPU, in one command, offline: tests, sanitizer, benches, and the results file of it all.
 
-    python benchmarks/gpu_suite.py [--quick] [--peers DIR] [--output DIR]        (make gpu)
+    python benchmarks/gpu_suite.py [--peers DIR] [--output DIR]        (make gpu)
+    python benchmarks/gpu_suite.py --stages benches --bench gemm,grouped_gemm --cases 'REGEX' --seconds 300
 
 Each stage has a time budget. A stage that fails is recorded and the next one runs. The exit code is not zero if the
 tests or the sanitizer failed, or if no figure was taken.
+
+What a run leaves out stays in the results file from runs before it, if those ran the same csrc/ on the same machine:
+several short runs make one file. Anything else starts the file anew.
 """
 
 from __future__ import annotations
@@ -48,18 +52,35 @@ class Outcome:
     """The end of what it printed, where it did not pass."""
 
 
-def stages(quick: bool, peers: Path | None, work: Path = WORK) -> list[Stage]:
+BENCHES = {path.stem.removeprefix("bench_"): path for path in sorted((ROOT / "benchmarks").glob("bench_*.py"))}
+"""Family of ops -> its benches."""
+SECONDS = 210
+LAST_CASE = 30
+"""Seconds after the benches' time in which the case that runs may end."""
+
+
+def stages(
+    work: Path = WORK,
+    *,
+    benches: Sequence[str] = tuple(BENCHES),
+    cases: str = "",
+    seconds: float = SECONDS,
+    quick: bool = False,
+    peers: Path | None = None,
+) -> list[Stage]:
     python = sys.executable
     pytest = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    benches = [*pytest, "benchmarks", "--results", str(work / "benches.json")]
-    benches += ["--quick"] if quick else []
-    benches += ["--peers", str(peers)] if peers else []
+    files = [str(BENCHES[family].relative_to(ROOT)) for family in benches]
+    bench = [*pytest, *files, "--results", str(work / "benches.json"), "--seconds", str(seconds)]
+    bench += ["--cases", cases] if cases else []
+    bench += ["--quick"] if quick else []
+    bench += ["--peers", str(peers)] if peers else []
     tests = (*pytest, "tests", "-m", "gpu", f"--junitxml={work / 'tests.xml'}")
     sanitizer = (python, str(ROOT / "tests" / "sanitizer.py"), "--json", str(work / "sanitizer.json"))
     return [
         Stage("tests", tests, 150),
         Stage("sanitizer", sanitizer, 80),
-        Stage("benches", benches, 90 if quick else 240),
+        Stage("benches", bench, seconds + LAST_CASE),
     ]
 
 
@@ -98,18 +119,63 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def collect(outcomes: dict[str, Outcome], work: Path = WORK) -> dict[str, Any]:
-    """One results file from what the stages left behind; benchmarks/report.py says what is in it."""
+def collect(outcomes: dict[str, Outcome], conditions: dict[str, Any], work: Path = WORK) -> dict[str, Any]:
+    """One run's results from what its stages left behind; benchmarks/report.py says what is in them."""
     return {
         "schema": 1,
         "cases": [],
+        "missing": [],
         "host": [],
         "generation": [],
+        "conditions": conditions,
         **read_json(work / "benches.json"),
         "stages": {name: vars(outcome) for name, outcome in outcomes.items()},
         "tests": count_tests(work / "tests.xml") or {},
         "sanitizer": read_json(work / "sanitizer.json"),
     }
+
+
+SAME = ("csrc_sha256", "device", "driver_version", "cuda", "torch")
+"""The conditions that results in one file share."""
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`new`, and of `old` what `new` does not have; `new` alone if they are not of the same sources and machine.
+
+    A case that fails now is not shown with the figures of a time when it passed.
+    """
+    theirs = old.get("conditions", {})
+    if old.get("schema") != new["schema"] or any(theirs.get(key) != new["conditions"].get(key) for key in SAME):
+        return new
+    case, call, batch = ("op", "case"), ("call",), ("model", "batch")
+    failed = [x for x in new["missing"] if x["why"] != report.OUT_OF_TIME]
+    cases = union(without(old["cases"], failed, case), new["cases"], case)
+    measured = {key: new[key] for key in ("conditions", "ceilings") if "ceilings" in new}
+    return {
+        **old,
+        **measured,
+        "cases": cases,
+        "missing": without(union(old.get("missing", []), new["missing"], case), cases, case),
+        "host": union(old["host"], new["host"], call),
+        "generation": union(old["generation"], new["generation"], batch),
+        "stages": {**old.get("stages", {}), **new["stages"]},
+        "tests": new["tests"] or old["tests"],
+        "sanitizer": new["sanitizer"] or old["sanitizer"],
+    }
+
+
+Rows = list[dict[str, Any]]
+
+
+def union(old: Rows, new: Rows, keys: Sequence[str]) -> Rows:
+    """The rows of both in the order of their first appearance, `new`'s where both have one of the same keys."""
+    rows = {tuple(row[key] for key in keys): row for row in (*old, *new)}
+    return list(rows.values())
+
+
+def without(rows: Rows, others: Rows, keys: Sequence[str]) -> Rows:
+    gone = {tuple(row[key] for key in keys) for row in others}
+    return [row for row in rows if tuple(row[key] for key in keys) not in gone]
 
 
 def results_name(gpu: str) -> str:
@@ -118,9 +184,21 @@ def results_name(gpu: str) -> str:
     return f"{model[0] if model else re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
 
 
-def exit_code(outcomes: dict[str, Outcome], results: dict[str, Any]) -> int:
-    checked = all(outcomes[name].status == "passed" for name in ("tests", "sanitizer"))
-    return 0 if checked and results["cases"] else 1
+def exit_code(outcomes: dict[str, Outcome], new: dict[str, Any]) -> int:
+    checked = all(outcomes[name].status == "passed" for name in ("tests", "sanitizer") if name in outcomes)
+    return 0 if checked and (new["cases"] or "benches" not in outcomes) else 1
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads a list like "a,b" of names that are known."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def main(
@@ -132,6 +210,11 @@ def main(
     target: Path = ROOT / "benchmarks" / "results",
 ) -> int:
     parser = argparse.ArgumentParser(description="Everything that needs a GPU.")
+    known = [stage.name for stage in stages()]
+    parser.add_argument("--stages", type=names_of(known), default=known, help=f"some of {','.join(known)}")
+    parser.add_argument("--bench", type=names_of([*BENCHES]), default=[*BENCHES], help=f"some of {','.join(BENCHES)}")
+    parser.add_argument("--cases", metavar="REGEX", default="", help="only bench cases in whose name this is found")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for the benches (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a quarter of the benches")
     parser.add_argument("--peers", type=Path, help="folder with other implementations to run beside ours")
     parser.add_argument("--output", type=Path, default=target, help="folder for the results file")
@@ -143,24 +226,41 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     for left_over in ("tests.xml", "sanitizer.json", "benches.json"):
         (work / left_over).unlink(missing_ok=True)
+    conditions = find_conditions()
 
     outcomes = {}
-    for stage in stages(options.quick, options.peers and options.peers.resolve(), work):
+    peers = options.peers and options.peers.resolve()
+    chosen = {"benches": options.bench, "cases": options.cases, "seconds": options.seconds, "quick": options.quick}
+    for stage in stages(work, peers=peers, **chosen):
+        if stage.name not in options.stages:
+            continue
         print(f"{stage.name}: up to {stage.seconds:.0f} s ...", flush=True)
         outcome = outcomes[stage.name] = run(stage, work)
         print(f"{stage.name}: {outcome.status} in {outcome.seconds} s", flush=True)
         if outcome.detail:
             print(outcome.detail, flush=True)
 
-    results = collect(outcomes, work)
+    new = collect(outcomes, conditions, work)
     path = options.output / results_name(gpu)
+    results = merge(read_json(path), new)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-    if results["cases"]:
-        print(report.short_table(results))
+    if new["cases"]:
+        print(report.short_table(new))
+        print(report.seconds_table(new))
+    for case in results["missing"]:
+        print(f"not measured: {case['op']} {case['case']} ({case['why']})")
     print(report.checks(results))
-    print(f"written: {path}")
-    return exit_code(outcomes, results)
+    print(f"written: {path}, {len(results['cases'])} cases, {len(new['cases'])} of them now")
+    return exit_code(outcomes, new)
+
+
+def find_conditions() -> dict[str, Any]:
+    import torch
+
+    from deepseek_ops import bench
+
+    return bench.conditions("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def find_gpu() -> str | None:

@@ -6,7 +6,10 @@ the samples that deepseek_ops.bench took on the GPU.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers import UNVERIFIED, Prepare
+from benchmarks.peers import COMPILED_AT_FIRST_CALL, UNVERIFIED, Prepare
+from benchmarks.report import OUT_OF_TIME, VARIANTS
 from benchmarks.shapes import DEVICE
 from deepseek_ops import bench
 from deepseek_ops.bench import Call, Ceilings, Measurement
+from deepseek_ops.numeric import FP8
 from deepseek_ops.op_table import CASES
 from deepseek_ops.op_table import worst_row as worst_row
 from deepseek_ops.registry import OPS
@@ -64,6 +69,8 @@ class Case:
     flops: float
     num_bytes: float
     """The fewest bytes that a call must move."""
+    multiplied: torch.dtype = FP8
+    """What the tensor cores multiply, which says how fast they can be."""
 
 
 def ours(op: str, writes: int | None = None) -> dict[str, Prepare]:
@@ -100,16 +107,30 @@ def op_case(
 
 
 def run_once(case: Case) -> float:
-    """Calls our op on one input set and verifies it; returns the error."""
+    """Calls our op on one input set, in each way that is measured, and verifies it; returns the error."""
     inputs = case.make(0)
-    error = case.error(inputs, case.providers[OURS](*inputs)())
-    assert error <= case.limit, f"{case.op} at {case.case}: error {error:.1e} > {case.limit:.0e}"
-    return error
+    errors = {provider: case.error(inputs, case.providers[provider](*inputs)()) for provider in of_ours(case)}
+    check(case, errors)
+    return max(errors.values())
+
+
+def of_ours(case: Case) -> list[str]:
+    return [provider for provider in case.providers if provider in (OURS, *VARIANTS)]
+
+
+def check(case: Case, errors: Mapping[str, float]) -> None:
+    """A peer may be wrong or absent, ours may not."""
+    for provider in of_ours(case):
+        assert provider in errors, f"{case.op} at {case.case}: {provider} did not run"
+        error = errors[provider]
+        assert error <= case.limit, f"{case.op} at {case.case}: error {error:.1e} > {case.limit:.0e} ({provider})"
 
 
 def run(case: Case, device: str, ceilings: Ceilings, **options: Any) -> tuple[Measurement, dict[str, Any]]:
     """Measures all providers, verifies the buffers that were timed, and returns the row of the results."""
+    watch = Stopwatch()
     inputs = [case.make(seed) for seed in range(bench.num_input_sets(case.num_bytes))]
+    watch.lap("inputs")
     calls, absent = {}, {}
     for provider, prepare in case.providers.items():
         try:
@@ -118,16 +139,39 @@ def run(case: Case, device: str, ceilings: Ceilings, **options: Any) -> tuple[Me
             if provider == OURS:
                 raise
             absent[provider] = bench.reason(failure)
+    watch.lap("prepare")
     measured = bench.measure(calls, device=device, **options)
+    watch.lap("measure")
     measured.absent.update(absent)
     errors = {
         provider: max(case.error(x, out) for x, out in ends(inputs, outputs))
         for provider, outputs in measured.outputs.items()
         if provider not in UNVERIFIED
     }
-    row = describe(case, measured, errors, ceilings)
-    assert errors[OURS] <= case.limit, f"{case.op} at {case.case}: error {errors[OURS]:.1e} > {case.limit:.0e}"
+    watch.lap("verify")
+    row = {**describe(case, measured, errors, ceilings), "seconds": watch.laps}
+    check(case, errors)
     return measured, row
+
+
+def compile_peers(case: Case) -> None:
+    """Calls each peer that compiles itself once, so that a later run of this case finds it compiled."""
+    for provider in case.providers.keys() & COMPILED_AT_FIRST_CALL:
+        with contextlib.suppress(Exception):  # the run itself records what is wrong
+            case.providers[provider](*case.make(0))()
+
+
+class Stopwatch:
+    """Where the host's seconds of a case go."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self.last, 3)
+        self.last = now
 
 
 def ends(inputs: list[tuple[Any, ...]], outputs: list[object]) -> list[tuple[tuple[Any, ...], object]]:
@@ -138,7 +182,7 @@ def ends(inputs: list[tuple[Any, ...]], outputs: list[object]) -> list[tuple[tup
 
 def describe(case: Case, measured: Measurement, errors: Mapping[str, float], ceilings: Ceilings) -> dict[str, Any]:
     """The row: see benchmarks/report.py for what its keys mean."""
-    floor = ceilings.floor(case.flops, case.num_bytes)
+    floor = ceilings.floor(case.flops, case.num_bytes, case.multiplied)
     providers: dict[str, Any] = {provider: {"absent": why} for provider, why in measured.absent.items()}
     for provider, samples in measured.samples.items():
         median = measured.median(provider)
@@ -176,11 +220,13 @@ def describe(case: Case, measured: Measurement, errors: Mapping[str, float], cei
 class Results:
     """The rows of a session. Written after each, so that a run which is cut short keeps what it has."""
 
-    def __init__(self, path: Path | None, device: str) -> None:
+    def __init__(self, path: Path | None, device: str, seconds: float = math.inf) -> None:
         self.path = path
         self.device = device
+        self.deadline = time.monotonic() + seconds
+        self.longest = 0.0
         self._ceilings: Ceilings | None = None
-        self.content: dict[str, Any] = {"schema": SCHEMA, "cases": [], "host": [], "generation": []}
+        self.content: dict[str, Any] = {"schema": SCHEMA, "cases": [], "missing": [], "host": [], "generation": []}
 
     @property
     def ceilings(self) -> Ceilings:
@@ -191,8 +237,30 @@ class Results:
             self.content["ceilings"] = vars(self._ceilings)
         return self._ceilings
 
+    def measure(self, case: Case) -> Measurement | None:
+        """Runs a case and keeps its row; None where one as long as the longest so far would end after the deadline.
+
+        A case that is not begun, or fails, is listed as missing.
+        """
+        if time.monotonic() + self.longest > self.deadline:
+            self._add_missing(case, OUT_OF_TIME)
+            return None
+        ceilings, start = self.ceilings, time.monotonic()
+        try:
+            measured, row = run(case, self.device, ceilings)
+        except Exception as failure:
+            self._add_missing(case, bench.reason(failure))
+            raise
+        self.longest = max(self.longest, time.monotonic() - start)
+        self.add({**row, "date": self.content["conditions"]["date"]})
+        return measured
+
     def add(self, row: dict[str, Any]) -> None:
         self.content["cases"].append(row)
+        self._write()
+
+    def _add_missing(self, case: Case, why: str) -> None:
+        self.content["missing"].append({"op": case.op, "case": case.case, "why": why})
         self._write()
 
     def add_host(self, call: str, microseconds: float) -> None:

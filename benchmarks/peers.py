@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from deepseek_ops.bench import Call, tensorwise_gemm
-from deepseek_ops.numeric import BLOCK, align, ceil_div
+from deepseek_ops.numeric import BLOCK, FP8, align, ceil_div
 
 Prepare = Callable[..., Call]
 """From an input set (the op's arguments) to a call on it."""
@@ -60,6 +61,9 @@ UNVERIFIED = {
     "torch": "plain torch in float32, the formula itself",
 }
 """Providers that are shown beside the others, but neither verified nor counted as peers, and why."""
+
+COMPILED_AT_FIRST_CALL = {"deep_gemm"}
+"""Providers that call nvcc for seconds when they meet a shape for the first time, and keep what it made on disk."""
 
 
 def _cublaslt_blockwise(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, *_: Any) -> Call:
@@ -130,6 +134,36 @@ def masked_gemm(expected_m: int) -> dict[str, Prepare]:
     return {"deep_gemm": prepare}
 
 
+def k_grouped_gemm() -> dict[str, Prepare]:
+    """Peers of `k_grouped_fp8_gemm_nt(a, sfa, b, sfb, k_offsets, out_dtype)`."""
+    return {"deep_gemm": _deep_gemm_k_grouped}
+
+
+def _deep_gemm_k_grouped(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, k_offsets: Tensor, *_: Any) -> Call:
+    """DeepGEMM adds to an output that is there, so its calls copy zeros into `d` first, which they are charged for."""
+    library = _deep_gemm()
+    ends = k_offsets.tolist()
+    counts = [end - start for start, end in pairwise(ends)]
+    counts_on_device = torch.tensor(counts, dtype=torch.int32, device=a.device)
+    operands = [
+        (by_group(x, ends), library.get_mn_major_tma_aligned_tensor(scales)) for x, scales in ((a, sfa), (b, sfb))
+    ]
+    zeros = torch.zeros(len(counts), a.shape[0], b.shape[0], device=a.device)
+    d = torch.empty_like(zeros)
+
+    def call() -> Tensor:
+        library.k_grouped_fp8_gemm_nt_contiguous(*operands, d, counts, counts_on_device, zeros)
+        return d
+
+    return call
+
+
+def by_group(x: Tensor, ends: Sequence[int]) -> Tensor:
+    """The columns of each group by themselves, row by row, one group after the other: flat."""
+    groups = [x[:, start:end].reshape(-1).view(torch.uint8) for start, end in pairwise(ends)]
+    return torch.cat(groups).view(FP8)
+
+
 # -------------------------------------------------------------------------------------------------------- MLA
 
 
@@ -145,22 +179,40 @@ def mla_decode(softmax_scale: float) -> dict[str, Prepare]:
 
     def fa3(q: Tensor, kv: Tensor, block_table: Tensor, seqlens: Tensor) -> Call:
         forward = _load_op("_vllm_fa3_C.abi3.so", "_vllm_fa3_C", "fwd")
-        b, s_q, heads, _ = q.shape
+        schedule = _load_op("_vllm_fa3_C.abi3.so", "_vllm_fa3_C", "get_scheduler_metadata")
+        (b, s_q, heads, _), page_size = q.shape, kv.shape[1]
         latent, rope = kv.unsqueeze(2).split((512, 64), dim=-1)
+        step = {
+            "cu_seqlens_q": torch.arange(0, (b + 1) * s_q, s_q, dtype=torch.int32, device=q.device),
+            "seqused_k": seqlens,
+            "max_seqlen_q": s_q,
+            "max_seqlen_k": block_table.shape[1] * page_size,
+            "is_causal": True,
+            "window_size_left": -1,
+            "window_size_right": -1,
+        }
+        heads_and_dims = {"num_heads": heads, "num_heads_k": 1, "headdim": 64, "headdim_v": 512}
+        metadata = schedule(  # made once a step, as engines do
+            *by_name(
+                schedule.default._schema,
+                **step,
+                **heads_and_dims,
+                batch_size=b,
+                qkv_dtype=q.dtype,
+                page_size=page_size,
+            )
+        )
         arguments = by_name(
             forward.default._schema,
+            **step,
             q=q[..., 512:].reshape(b * s_q, heads, 64),
             k=rope,
             v=latent,
             q_v=q[..., :512].reshape(b * s_q, heads, 512),
-            cu_seqlens_q=torch.arange(0, (b + 1) * s_q, s_q, dtype=torch.int32, device=q.device),
-            seqused_k=seqlens,
-            max_seqlen_q=s_q,
             page_table=block_table,
             softmax_scale=softmax_scale,
-            is_causal=True,
-            window_size_left=-1,
-            window_size_right=-1,
+            scheduler_metadata=metadata,
+            cp_world_size=1,  # 0, the neutral value of the others, would be no process at all
         )
         return lambda: forward(*arguments)[0].view(b, s_q, heads, 512)
 

@@ -5,26 +5,31 @@
     python benchmarks/report.py --plots    draw the plots, too (needs matplotlib)
 
 A table stands between `<!-- figures:begin NAME -->` and `<!-- figures:end NAME -->`. NAME is `conditions`, `summary`,
-`checks`, `host`, `generation`, one of COMPARED or the name of an op.
+`checks`, `host`, `generation`, one of COMPARED or VARIANTS, or the name of an op.
 
 The results file (benchmarks/results/h200.json), schema 1; times are medians over `n` samples:
 
     schema      1
     conditions  date, device, driver_version, cuda, nvcc, torch, python, version, git_revision, git_dirty, csrc_sha256,
                 power.limit, clocks.max.sm, clocks.max.mem, data
-    ceilings    copy_gbps, read_gbps, fp8_tflops: measured in the same run
+    ceilings    copy_gbps, read_gbps, fp8_tflops, bf16_tflops: measured in the same run. Where the cases are of several
+                runs (of the same sources, on the same machine), these are the last one's, and each floor its own run's
     cases       a list of
         op, case      what ran at which shape
         flops, bytes  what a call computes, and the fewest bytes that it must move
-        floor_us      max(flops / fp8_tflops, bytes / max(copy_gbps, read_gbps))
+        floor_us      max(flops / fp8_tflops (attention: bf16_tflops), bytes / max(copy_gbps, read_gbps))
         limit         the error that a correct result stays under
         a_a           [median, low, high] of our time over our own time: the noise
-        gpu_state     clocks.sm, clocks.mem, power.draw, temperature.gpu, clocks_event_reasons.active under this load
-        providers     provider ("deepseek_ops" is ours) -> either `absent`, the reason; or
+        date          of the run that measured it
+        seconds       where the host's time went: inputs, prepare, measure, verify
+        gpu_state     [least, median, largest] of clocks.sm, clocks.mem (MHz), power.draw (W) and temperature.gpu (C)
+                      while the samples were taken, every bit of clocks_event_reasons.active, number of readings
+        providers     provider ("deepseek_ops" is ours, VARIANTS are, too) -> either `absent`, the reason; or
             median_us, iqr_us, n, samples_us, timer ("cuda graph", "cuda events")
             tflops, gbps, share_of_floor (floor / median)
             ratio               [median, low, high] of its time over ours, paired, 95 %; not for ours
             error, correct      the worst row against float64 in the buffers that were timed; or `note`, why not
+    missing     a list of op, case, why ("out of time", or how it failed): cases without figures
     host        a list of call, us: the host's cost of a call
     generation  a list of model, batch, tokens_per_second
     stages      stage of `make gpu` -> status ("passed", "failed", "timed out", "unavailable"), seconds, detail
@@ -53,6 +58,9 @@ COMPARED = {
 }
 """Tables of designs that were compared once, each in a file of its own."""
 OURS = "deepseek_ops"
+VARIANTS = {"batch_invariant": "fp8_gemm_nt"}
+"""Our own ops called in another way, run beside the ordinary call: which op. They are no peers."""
+OUT_OF_TIME = "out of time"
 NOT_MEASURED = "Not measured yet: `make gpu` on an H200 writes these figures."
 
 Results = dict[str, Any]
@@ -62,15 +70,21 @@ Results = dict[str, Any]
 
 
 def conditions(results: Results) -> str:
+    if "ceilings" not in results:
+        return NOT_MEASURED
     c = results["conditions"]
     ceilings = results["ceilings"]
     dirty = " (with local changes)" if c.get("git_dirty") else ""
     revision = f"revision {c['git_revision'][:12]}{dirty}" if c.get("git_revision") else "no git revision at hand"
-    fp8 = f", FP8 GEMM with one scale {ceilings['fp8_tflops']:.0f} TFLOP/s" if ceilings.get("fp8_tflops") else ""
+    ceiling = f"copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s"
+    for key, what in (("fp8_tflops", "FP8 GEMM with one scale"), ("bf16_tflops", "bfloat16 GEMM")):
+        ceiling += f", {what} {ceilings[key]:.0f} TFLOP/s" if ceilings.get(key) else ""
+    dates = {case.get("date", c["date"]) for case in results["cases"]}
+    runs = f"\nThe cases come from {len(dates)} runs, the first of {min(dates)}." if len(dates) > 1 else ""
     return (
         f"{c['device']}, driver {c.get('driver_version', 'unknown')}, CUDA {c['cuda']}, torch {c['torch']}, "
         f"{revision}, csrc/ {c['csrc_sha256'][:12]}, {c['date']}. "
-        f"Measured in the same run: copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s{fp8}."
+        f"Measured in the same run: {ceiling}.{runs}"
     )
 
 
@@ -102,7 +116,7 @@ def op_table(results: Results, op: str) -> str:
     cases = [case for case in results["cases"] if case["op"] == op]
     if not cases:
         return NOT_MEASURED
-    ran = dict.fromkeys(p for case in cases for p, x in case["providers"].items() if p != OURS and "ratio" in x)
+    ran = dict.fromkeys(p for case in cases for p, x in rivals(case).items() if "ratio" in x)
     header = ["case", "us", "IQR", "TFLOP/s", "GB/s", "of floor", *(f"{p} / ours" for p in ran), "A/A"]
     rows = []
     for case in cases:
@@ -119,7 +133,8 @@ def op_table(results: Results, op: str) -> str:
                 f"{case['a_a'][0]:.3f}",
             ]
         )
-    return markdown(header, rows)
+    left = [x["case"] for x in results.get("missing", []) if x["op"] == op]
+    return markdown(header, rows) + (f"\n\nNot measured: {', '.join(left)}." if left else "")
 
 
 def checks(results: Results) -> str:
@@ -146,6 +161,26 @@ def generation(results: Results) -> str:
     return markdown(["model", "batch", "tokens/s"], rows) if rows else NOT_MEASURED
 
 
+def price(results: Results, variant: str) -> str:
+    """What the variant's time is over the ordinary call's; nothing where it was not measured."""
+    rows = [
+        [
+            case["case"],
+            number(case["providers"][OURS]["median_us"]),
+            number(x["median_us"]),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*x["ratio"]),
+            f"{case['a_a'][0]:.3f}",
+        ]
+        for case in results["cases"]
+        if case["op"] == VARIANTS[variant] and "ratio" in (x := case["providers"].get(variant, {}))
+    ]
+    if not rows:
+        return ""
+    mean = geometric_mean(float(row[3].split()[0]) for row in rows)
+    header = ["case", "us", f"`{variant}=True`, us", "ratio", "A/A"]
+    return f"With `{variant}=True` a call takes {mean:.2f} times as long on average:\n\n{markdown(header, rows)}"
+
+
 def compared(name: str) -> str:
     """Each variant's time over that of the first, which was kept."""
     runs = json.loads((ROOT / "benchmarks" / "results" / COMPARED[name]).read_text())
@@ -163,6 +198,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "host": host,
     "generation": generation,
     **{name: lambda _, name=name: compared(name) for name in COMPARED},
+    **{name: lambda results, name=name: price(results, name) for name in VARIANTS},
 }
 
 
@@ -173,9 +209,14 @@ def table(name: str, results: Results | None) -> str:
     return TABLES[name](results) if name in TABLES else op_table(results, name)
 
 
+def rivals(case: dict[str, Any]) -> dict[str, Any]:
+    """The providers that are not ours."""
+    return {provider: x for provider, x in case["providers"].items() if provider not in (OURS, *VARIANTS)}
+
+
 def best_peer(case: dict[str, Any]) -> list[float] | None:
     """The ratio to the fastest peer that ran and was right."""
-    ratios = [x["ratio"] for x in case["providers"].values() if "ratio" in x and x.get("correct")]
+    ratios = [x["ratio"] for x in rivals(case).values() if "ratio" in x and x.get("correct")]
     return min(ratios, default=None)
 
 
@@ -224,6 +265,17 @@ def short_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def seconds_table(results: Results) -> str:
+    """What the next run of each op's cases will take."""
+    lines = []
+    for op in dict.fromkeys(case["op"] for case in results["cases"]):
+        spent = [case["seconds"] for case in results["cases"] if case["op"] == op and "seconds" in case]
+        parts = {part: sum(x[part] for x in spent) for part in (spent[0] if spent else ())}
+        shares = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items())
+        lines.append(f"{op:34} {len(spent):3} cases {sum(parts.values()):7.1f} s: {shares}")
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------ the documents
 
 MARKERS = re.compile(
@@ -245,7 +297,7 @@ def render(text: str, results: Results | None) -> str:
         raise ValueError(f"no figures of the name {', '.join(sorted(unknown))}")
     if len(begun) != len(MARKERS.findall(text)):
         raise ValueError("a figures:begin without its figures:end")
-    return MARKERS.sub(lambda m: f"{m[1]}{table(m['name'], results)}\n{m[4]}", text)
+    return MARKERS.sub(lambda m: m[1] + (f"{body}\n" if (body := table(m["name"], results)) else "") + m[4], text)
 
 
 def documents(root: Path) -> list[Path]:
@@ -279,7 +331,7 @@ def update(root: Path, results: Results | None, *, check: bool) -> list[Path]:
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """A roofline of all cases, and the latency of MLA decoding over the batch."""
+    """A roofline of all cases, the GEMM over the number of tokens, and the latency of MLA decoding over the batch."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -288,6 +340,8 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     plots = {"roofline": plot_roofline}
+    if gemm_weights(results):
+        plots |= {"fp8_gemm_floor": plot_gemm_floor, "fp8_gemm_peers": plot_gemm_peers}
     if any(case["op"] == "mla_decode" for case in results["cases"]):
         plots["mla_latency"] = plot_mla_latency
     drawn = []
@@ -318,6 +372,51 @@ def plot_roofline(axes: Any, results: Results) -> None:
     axes.set_xlabel("FLOP per byte")
     axes.set_ylabel("TFLOP/s")
     axes.set_title(results["conditions"]["device"])
+
+
+GEMM_CASE = re.compile(r"(?P<m>\d+) x (?P<weight>\d+ x \d+)")
+
+
+def gemm_weights(results: Results) -> dict[str, dict[int, dict[str, Any]]]:
+    """Dense GEMMs: weight -> tokens -> case, of the weights that were measured with three numbers of tokens or more."""
+    weights: dict[str, dict[int, dict[str, Any]]] = {}
+    for case in results["cases"]:
+        if case["op"] == "fp8_gemm_nt" and (found := GEMM_CASE.fullmatch(case["case"])):
+            weights.setdefault(found["weight"], {})[int(found["m"])] = case
+    return {weight: dict(sorted(cases.items())) for weight, cases in weights.items() if len(cases) > 2}
+
+
+def plot_gemm_floor(axes: Any, results: Results) -> None:
+    for weight, cases in gemm_weights(results).items():
+        shares = [100 * case["providers"][OURS]["share_of_floor"] for case in cases.values()]
+        axes.semilogx([*cases], shares, "o-", base=2, markersize=4, label=f"n x k = {weight}")
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("m, tokens")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_ylabel("% of the floor")
+    axes.set_title("Dense FP8 GEMM, share of the floor")
+
+
+def plot_gemm_peers(axes: Any, results: Results) -> None:
+    """Of each peer's times over ours, the mean over the weights and the range between them."""
+    ratios: dict[str, dict[int, list[float]]] = {}
+    for cases in gemm_weights(results).values():
+        for m, case in cases.items():
+            for peer, x in rivals(case).items():
+                if "ratio" in x and x.get("correct"):
+                    ratios.setdefault(peer, {}).setdefault(m, []).append(x["ratio"][0])
+    for peer, of_tokens in sorted(ratios.items()):
+        tokens = sorted(of_tokens)
+        [line] = axes.semilogx(
+            tokens, [geometric_mean(of_tokens[m]) for m in tokens], "o-", base=2, markersize=4, label=peer
+        )
+        lows, highs = ([of(of_tokens[m]) for m in tokens] for of in (min, max))
+        axes.fill_between(tokens, lows, highs, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.axhline(1, color="black", linewidth=1)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_xlabel("m, tokens")
+    axes.set_ylabel("its time / ours: above 1 we are faster")
+    axes.set_title("Dense FP8 GEMM beside its peers: mean and range over the weights")
 
 
 MLA_CASE = re.compile(r"(?P<batch>\d+) x 1 x (?P<s_k>\d+), 16 heads, bf16")

@@ -7,7 +7,7 @@ benches only show that they run and that what they time is right.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -39,6 +39,10 @@ class Gemm:
         return f"{self.m} x {self.n} x {self.k}"
 
     @property
+    def weight(self) -> tuple[int, int]:
+        return self.n, self.k
+
+    @property
     def flops(self) -> float:
         return 2 * self.m * self.n * self.k
 
@@ -65,6 +69,10 @@ DENSE = (
 )
 SMALL_M = tuple(Gemm(m, n, k) for m in (8, 16, 31) for n, k in V3_WEIGHTS)
 """Decoding at batch sizes between those of DENSE, where operand-swapping kernels compete."""
+LATENT = tuple(Gemm(m, 576, 7168) for m in (1, 128, 4096))
+"""kv_a_proj_with_mqa by itself, 512 + 64 rows, which DeepGEMM's tests have beside V3_WEIGHTS."""
+DGRAD = tuple(Gemm(4096, k, n) for n, k in (LATENT[0].weight, *V3_WEIGHTS))
+"""Gradients of the inputs, from the same tests: 4096 tokens times each weight transposed."""
 DENSE_STAND_INS = (Gemm(1, 264, 272), Gemm(4, 256, 512), Gemm(130, 128, 128))
 
 
@@ -107,14 +115,30 @@ class GroupedGemm:
 
 
 EXPERT_WEIGHTS = V3_WEIGHTS[-2:]
-CONTIGUOUS = tuple(GroupedGemm(g, rows, n, k) for g, rows in ((4, 8192), (8, 4096)) for n, k in EXPERT_WEIGHTS)
-"""Prefill: an expert-parallel rank with 4 or 8 experts."""
-MASKED = tuple(
-    GroupedGemm(g, rows, n, k, max_m=4096)
-    for g, rows in ((32, 192), (6, 1024), (32, 20), (6, 20))
-    for n, k in EXPERT_WEIGHTS
+LATER_EXPERT_WEIGHTS = (
+    (6144, 7168),  # gate_proj and up_proj of 3072 hidden channels
+    (7168, 3072),  # down_proj of the same expert
+    (4096, 4096),  # gate_proj and up_proj of 2048 hidden channels, in a model of 4096
+    (4096, 2048),  # down_proj of the same expert
 )
-"""Decoding: what dispatch leaves per expert, in buffers of fixed size."""
+"""What DeepGEMM's tests of the grouped layouts have now, in place of DeepSeek-V3's; [n, k]."""
+
+
+def contiguous(weights: Sequence[tuple[int, int]]) -> tuple[GroupedGemm, ...]:
+    """Prefill: an expert-parallel rank with 4 or 8 experts."""
+    return tuple(GroupedGemm(g, rows, n, k) for g, rows in ((4, 8192), (8, 4096)) for n, k in weights)
+
+
+def masked(weights: Sequence[tuple[int, int]]) -> tuple[GroupedGemm, ...]:
+    """Decoding: what dispatch leaves per expert, in buffers of fixed size."""
+    loads = ((32, 192), (6, 1024), (32, 20), (6, 20))
+    return tuple(GroupedGemm(g, rows, n, k, max_m=4096) for g, rows in loads for n, k in weights)
+
+
+CONTIGUOUS = contiguous(EXPERT_WEIGHTS)
+CONTIGUOUS_LATER = contiguous(LATER_EXPERT_WEIGHTS)
+MASKED = masked(EXPERT_WEIGHTS)
+MASKED_LATER = masked(LATER_EXPERT_WEIGHTS)
 CONTIGUOUS_STAND_INS = (GroupedGemm(3, 40, 136, 256),)
 MASKED_STAND_INS = (GroupedGemm(3, 5, 136, 256, max_m=16),)
 
@@ -127,13 +151,17 @@ class KGroupedGemm:
     m: int
     n: int
     k: int
+    empty: int | None = None
+    """A group that got no tokens: its output is zeros."""
 
     def __str__(self) -> str:
-        return f"{self.groups} x {self.m} x {self.n} x {self.k}"
+        note = "" if self.empty is None else f", group {self.empty} empty"
+        return f"{self.groups} x {self.m} x {self.n} x {self.k}{note}"
 
     def counts(self) -> list[int]:
         """Columns of each group: its tokens, padded to a multiple of 128."""
-        return [align(count, BLOCK) for count in uneven(self.groups, self.k)]
+        counts = [align(count, BLOCK) for count in uneven(self.groups, self.k)]
+        return [0 if i == self.empty else count for i, count in enumerate(counts)]
 
     @property
     def flops(self) -> float:
@@ -146,13 +174,14 @@ class KGroupedGemm:
         return (self.m + self.n) * (k_sum + 4 * k_sum // BLOCK) + 4 * self.groups * self.m * self.n
 
 
+WEIGHT_GRADIENTS = ((4096, 7168), (7168, 2048))
 K_GROUPED = tuple(
-    KGroupedGemm(groups, m, n, k)
-    for groups, k in ((4, 8192), (8, 4096), (16, 2048))
-    for m, n in ((4096, 7168), (7168, 2048))
+    KGroupedGemm(groups, m, n, k) for groups, k in ((4, 8192), (8, 4096), (16, 2048)) for m, n in WEIGHT_GRADIENTS
 )
-"""Gradients of the experts' weights, from DeepGEMM's own benchmark: the sequence's tokens shared out among them."""
-K_GROUPED_STAND_INS = (KGroupedGemm(3, 40, 136, 256),)
+"""Gradients of the experts' weights, from DeepGEMM's own tests: the sequence's tokens shared out among them."""
+K_GROUPED_EMPTY = tuple(KGroupedGemm(4, m, n, 8192, empty=1) for m, n in WEIGHT_GRADIENTS)
+"""The same tests' variant in which an expert was chosen by no token."""
+K_GROUPED_STAND_INS = (KGroupedGemm(3, 40, 136, 256), KGroupedGemm(3, 40, 136, 256, empty=1))
 
 
 # ----------------------------------------------------------------------------------------------------------- MLA
@@ -194,7 +223,13 @@ MLA_LARGE = (Mla(128, 1, 4096, 128), Mla(128, 1, 16384, 128), Mla(128, 2, 4096, 
 MLA_DRAFTS = (Mla(32, 1, 4096, 8), Mla(32, 4, 4096, 16), Mla(32, 4, 4096, 32))
 """Draft tokens and small ranks."""
 MLA = MLA_GRID + MLA_LARGE + MLA_DRAFTS
-MLA_FP8 = tuple(Mla(x.batch, x.s_q, x.s_k, x.heads, "fp8") for x in MLA if x.s_k >= 4096)
+MLA_BETWEEN = tuple(
+    x
+    for x in (Mla(b, 1, s_k, h) for h in (8, 16, 128) for b in (1, 2, 4, 8, 32) for s_k in (512, 2048, 4096, 32768))
+    if x not in MLA
+)
+"""Between the points of the grid: few requests, which leave SMs idle, and contexts where the split of k changes."""
+MLA_FP8 = tuple(replace(x, cache="fp8") for x in (*MLA, *MLA_BETWEEN) if x.s_k >= 4096)
 MLA_STAND_INS = (Mla(2, 1, 70, 4), Mla(2, 2, 130, 16), Mla(1, 1, 64, 8, "fp8"))
 
 

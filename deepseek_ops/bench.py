@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gpu_state import Watch
 from .library import build_info
 from .numeric import FP8, align, ceil_div
 from .registry import OPS
@@ -57,8 +58,8 @@ MAX_INPUT_SETS = 256
 REPETITIONS = 10
 """Calls in a graph, at least: so many that one launch of the graph does not count."""
 REPLAYS = 15
-WARM_UP = 0.2
-"""Seconds for which all providers run in turn before the first sample."""
+WARM_UP = 0.5
+"""Seconds for which all providers run in turn before the first sample: the power limit must have lowered the clocks."""
 
 
 def num_input_sets(num_bytes: float) -> int:
@@ -241,8 +242,8 @@ class Measurement:
     """Provider -> the timed buffers, one entry per input set."""
     absent: dict[str, str] = field(default_factory=dict)
     """Provider that could not be run -> why."""
-    gpu_state: dict[str, str] = field(default_factory=dict)
-    """Clocks, power, temperature and throttle reasons under this load."""
+    gpu_state: dict[str, Any] = field(default_factory=dict)
+    """Clocks, power, temperature and throttle reasons while the samples were taken."""
 
     @property
     def first(self) -> str:
@@ -304,17 +305,18 @@ def measure(
                 raise
             absent[provider] = reason(failure)
 
-    state = _warm_up([x.run for x in timed.values()], warm_up, device)
+    _warm_up([x.run for x in timed.values()], warm_up)
     samples: dict[str, list[float]] = {provider: [] for provider in timed}
     again: list[float] = []
     order = [(timed[provider], samples[provider]) for provider in timed] + [(timed[first], again)]
     shuffle = random.Random(0).shuffle
-    for _ in range(replays):
-        shuffle(order)
-        for calls_of, taken in order:
-            taken.append(calls_of.run())
+    with Watch(device) as watch:
+        for _ in range(replays):
+            shuffle(order)
+            for calls_of, taken in order:
+                taken.append(calls_of.run())
     outputs = {provider: x.outputs for provider, x in timed.items()}
-    return Measurement(samples, again, names, outputs, absent, state)
+    return Measurement(samples, again, names, outputs, absent, watch.summary())
 
 
 def reason(failure: BaseException) -> str:
@@ -331,16 +333,11 @@ def _prepare(calls: Sequence[Call], clocks: Sequence[Clock]) -> tuple[Timed, str
     return clocks[-1].prepare(calls), clocks[-1].name
 
 
-def _warm_up(runs: Sequence[Callable[[], float]], seconds: float, device: str) -> dict[str, str]:
-    """Runs all in turn for a while, and reads the GPU's state meanwhile."""
-    query = _StateQuery() if device.startswith("cuda") else None
-    start = time.perf_counter()
-    elapsed = 0.0
-    while elapsed < seconds or (query is not None and query.running and elapsed < seconds + 2):
+def _warm_up(runs: Sequence[Callable[[], float]], seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
         for run in runs:
             run()
-        elapsed = time.perf_counter() - start
-    return query.result() if query is not None else {}
 
 
 # ------------------------------------------------------------------------------------------------ conditions
@@ -353,36 +350,6 @@ def backend(op: str, device: str) -> str:
     if OPS[op].has_kernel and torch.cuda.get_device_capability() == (9, 0):
         return "kernel sm90a"
     return "reference on CUDA"
-
-
-STATE_FIELDS = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_event_reasons.active")
-
-
-class _StateQuery:
-    """nvidia-smi in the background, so that it sees the GPU at work."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None
-        try:
-            self.process = subprocess.Popen(
-                _nvidia_smi(STATE_FIELDS), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-        except OSError:
-            self.process = None
-
-    @property
-    def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def result(self) -> dict[str, str]:
-        if self.process is None:
-            return {}
-        try:
-            output, _ = self.process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return {}
-        return _parse_smi(STATE_FIELDS, output)
 
 
 def _nvidia_smi(fields: Sequence[str]) -> list[str]:
@@ -460,10 +427,13 @@ class Ceilings:
     """A sum over a large tensor: reading alone is faster."""
     fp8_tflops: float | None
     """cuBLASLt's FP8 GEMM with one scale, 8192 x 8192 x 8192, random data; None on a CPU."""
+    bf16_tflops: float | None = None
+    """The same in bfloat16."""
 
-    def floor(self, flops: float, num_bytes: float) -> float:
-        """The seconds that neither arithmetic nor memory allows to go below."""
-        arithmetic = flops / (self.fp8_tflops * 1e12) if self.fp8_tflops else 0.0
+    def floor(self, flops: float, num_bytes: float, multiplied: torch.dtype = FP8) -> float:
+        """The seconds that neither arithmetic on `multiplied` values nor memory allows to go below."""
+        tflops = self.fp8_tflops if multiplied == FP8 else self.bf16_tflops
+        arithmetic = flops / (tflops * 1e12) if tflops else 0.0
         return max(arithmetic, num_bytes / (max(self.copy_gbps, self.read_gbps) * 1e9))
 
 
@@ -478,12 +448,19 @@ def ceilings(device: str, *, clocks: Sequence[Clock] | None = None) -> Ceilings:
     # A kernel's copy: in a graph, copy_ becomes a node of the copy engine, which is slower.
     copy_gbps = 2 * source.nbytes / seconds(lambda: torch.neg(source, out=target)) / 1e9
     read_gbps = source.nbytes / seconds(lambda: source.sum()) / 1e9
-    return Ceilings(copy_gbps, read_gbps, _fp8_tflops(device, 8192, clocks) if on_gpu else None)
+    if not on_gpu:
+        return Ceilings(copy_gbps, read_gbps, None)
+    n = 8192
+    operands = [torch.randn(2, n, n, device=device, dtype=torch.bfloat16) for _ in range(3)]
+    fp8, bf16 = (
+        2 * n**3 / measure({"it": calls}, device=device, clocks=clocks).median("it") / 1e12
+        for calls in ([tensorwise_gemm(*x.to(FP8)) for x in operands], [bf16_gemm(*x) for x in operands])
+    )
+    return Ceilings(copy_gbps, read_gbps, fp8, bf16)
 
 
-def _fp8_tflops(device: str, n: int, clocks: Sequence[Clock] | None) -> float:
-    calls = [tensorwise_gemm(*torch.randn(2, n, n, device=device, dtype=torch.bfloat16).to(FP8)) for _ in range(3)]
-    return 2 * n**3 / measure({"gemm": calls}, device=device, clocks=clocks).median("gemm") / 1e12
+def bf16_gemm(a: Tensor, b: Tensor) -> Call:
+    return lambda: a @ b.T
 
 
 def tensorwise_gemm(a: Tensor, b: Tensor) -> Call:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_suite, harness, peers, report, shapes
+import deepseek_ops
+from benchmarks import conftest, gpu_suite, harness, peers, report, shapes
 from benchmarks.gpu_suite import Outcome, Stage
 from benchmarks.harness import OURS, Case, Results
-from deepseek_ops import bench
+from deepseek_ops import bench, gpu_state
 from deepseek_ops.bench import Ceilings, HostClock, Ratio, measure
 from tests import sanitizer
 
@@ -142,6 +143,7 @@ def test_the_floor_is_the_larger_of_arithmetic_and_memory():
     ceilings = Ceilings(copy_gbps=3000.0, read_gbps=4000.0, fp8_tflops=1000.0)
     assert ceilings.floor(flops=1e12, num_bytes=4e6) == pytest.approx(1e-3)
     assert ceilings.floor(flops=1e6, num_bytes=4e9) == pytest.approx(1e-3)
+    assert Ceilings(1e9, 1e9, 1000.0, 500.0).floor(1e12, 1, torch.bfloat16) == pytest.approx(2e-3)
     assert Ceilings(4000.0, 3000.0, None).floor(flops=1e15, num_bytes=4e9) == pytest.approx(1e-3)
 
 
@@ -164,12 +166,74 @@ def test_the_hash_of_the_sources_sees_content_and_names(tmp_path):
     assert bench.revision(tmp_path)["csrc_sha256"] is None
 
 
-def test_the_gpu_state_is_read_by_field():
-    assert bench._parse_smi(("clocks.sm", "power.draw"), "1980 MHz, 210.5 W\n") == {
-        "clocks.sm": "1980 MHz",
-        "power.draw": "210.5 W",
+def test_the_fields_of_nvidia_smi_are_told_apart():
+    assert bench._parse_smi(("driver_version", "power.limit"), "580.1, 700.00 W\n") == {
+        "driver_version": "580.1",
+        "power.limit": "700.00 W",
     }
-    assert bench._parse_smi(("clocks.sm", "power.draw"), "Field is not valid") == {}
+    assert bench._parse_smi(("driver_version", "power.limit"), "Field is not valid") == {}
+
+
+FAKE_NVML = """
+#include <string.h>
+static int device, runs;
+typedef struct {
+    unsigned field, scope;
+    long long timestamp, latency;
+    int type, status;
+    union { double d; unsigned u; unsigned long long l; } value;
+} Field;
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **found) { *found = &device; return strcmp(uuid, "GPU-1") != 0; }
+int nvmlDeviceGetClockInfo(void *d, int clock, unsigned *mhz) {
+    *mhz = clock == 2 ? 3201 : 1500 + 100 * (runs++ % 2);
+    return d != &device;
+}
+int nvmlDeviceGetTemperature(void *d, int sensor, unsigned *celsius) { *celsius = 60; return d != &device; }
+int nvmlDeviceGetPowerUsage(void *d, unsigned *mw) { *mw = 300000; return d != &device; }
+int nvmlDeviceGetCurrentClocksEventReasons(void *d, unsigned long long *bits) { *bits = 1ull << 34 | 4; return 0; }
+int nvmlDeviceGetFieldValues(void *d, int count, Field *x) {
+    x->value.u = 690500;
+    x->status = STATUS;
+    return d != &device || count != 1 || x->field != 186 || x->scope != 0;
+}
+"""
+
+
+def fake_nvml(tmp_path, status):
+    source, library = tmp_path / f"nvml{status}.c", tmp_path / f"libnvml{status}.so"
+    source.write_text(FAKE_NVML)
+    subprocess.run(["cc", "-shared", "-fPIC", f"-DSTATUS={status}", str(source), "-o", str(library)], check=True)
+    return gpu_state.Nvml("GPU-1", str(library))
+
+
+def test_clocks_power_and_temperature_are_read_from_the_drivers_library(tmp_path):
+    want = {"clocks.sm": 1500, "clocks.mem": 3201, "power.draw": 690.5, "temperature.gpu": 60}
+    assert fake_nvml(tmp_path, 0).read() == {**want, "clocks_event_reasons.active": 1 << 34 | 4}
+    assert fake_nvml(tmp_path, 3).read()["power.draw"] == 300.0, "where there is no power of the moment"
+    with pytest.raises(OSError, match="knows no GPU-2"):
+        gpu_state.Nvml("GPU-2", str(tmp_path / "libnvml0.so"))
+
+
+def test_the_gpu_state_is_read_while_the_samples_are_taken(tmp_path, monkeypatch):
+    class Watch(gpu_state.Watch):
+        def __init__(self, device):
+            super().__init__("cpu")
+            self._nvml = fake_nvml(tmp_path, 0)
+
+    monkeypatch.setattr(bench, "Watch", Watch)
+    calls = {"ours": [partial(time.sleep, 0.01)]}
+    state = measure(calls, device="cpu", warm_up=0.0, replays=15).gpu_state
+    assert state["readings"] > 3
+    assert state["clocks.sm"] == [1500, state["clocks.sm"][1], 1600]
+    assert state["power.draw"] == [690.5] * 3
+    assert state["clocks_event_reasons.active"] == "0x0000000400000004"
+    json.dumps(state)
+
+
+def test_where_there_is_no_gpu_there_is_no_state():
+    _, measured = fake_measure({"ours": [lambda: 1.0]}, replays=3)
+    assert measured.gpu_state == {}
 
 
 @pytest.mark.gpu
@@ -178,6 +242,8 @@ def test_a_graph_of_a_copy_takes_about_the_time_that_its_bytes_need():
     x, y = torch.randn(2, 1 << 28, device="cuda")
     measured = measure({"copy": [lambda: y.copy_(x)], "again": [lambda: y.copy_(x)]}, replays=15)
     assert measured.clocks["copy"] == "cuda graph"
+    assert measured.gpu_state["clocks.sm"][2] > 100
+    assert measured.gpu_state["power.draw"][2] > 50
     assert 0.2e-3 < measured.median("copy") < 3e-3
     assert 0.9 < measured.ratio("again").median < 1.1
     assert torch.equal(x, y)
@@ -229,6 +295,28 @@ def test_a_wrong_result_of_ours_fails_and_a_peers_is_marked():
     assert run_case(make_case(theirs=lambda x: lambda: x))["providers"]["theirs"]["correct"] is False
 
 
+def test_a_variant_of_ours_must_run_and_be_right_and_a_peer_need_not():
+    right, wrong = lambda x: lambda: x + x, lambda x: lambda: x
+    row = run_case(make_case(batch_invariant=right, theirs=wrong))
+    assert row["providers"]["batch_invariant"]["ratio"][0] > 0
+    for broken in (wrong, lambda x: 1 / 0):
+        case = make_case(batch_invariant=broken)
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            run_case(case)
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            harness.run_once(case)
+
+
+def test_batch_invariance_is_measured_where_rows_are_few():
+    from benchmarks import bench_gemm
+
+    few, many = shapes.Gemm(4, 256, 512), shapes.Gemm(4096, 256, 512)
+    assert bench_gemm.batch_invariant(many) == {}
+    a, sfa, b, sfb, dtype = inputs = bench_gemm.operands(few, 0)
+    out = bench_gemm.batch_invariant(few)["batch_invariant"](*inputs)()
+    assert torch.equal(out, deepseek_ops.fp8_gemm_nt(a, sfa, b, sfb, out_dtype=dtype, batch_invariant=True))
+
+
 def test_the_last_input_set_is_verified_too():
     stale = torch.full((8, 4), 2.0)  # right for the first input set alone
     with pytest.raises(AssertionError, match="error"):
@@ -243,6 +331,70 @@ def test_results_are_written_after_each_case(tmp_path):
     assert [row["op"] for row in json.loads(path.read_text())["cases"]] == ["a"]
     assert json.loads(path.read_text())["host"] == [{"call": "torch.add", "us": 1.0}]
     Results(None, "cpu").add({"op": "a"})
+
+
+def session(path, seconds):
+    results = Results(path, "cpu", seconds)
+    results._ceilings = Ceilings(100.0, 90.0, None)
+    results.content["conditions"] = {"date": "today"}
+    return results
+
+
+def test_no_case_begins_that_would_end_too_late(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "run", lambda *_: (time.sleep(0.2), {"op": "a", "case": "b"}))
+    results = session(tmp_path / "results.json", 0.5)
+    ran = [results.measure(make_case()) is None for _ in range(4)]
+    assert [row["date"] for row in results.content["cases"]] == ["today"] * 2, "two of 0.2 s fit into 0.5 s"
+    assert len(ran) == 4
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["missing"] == [{"op": "cast_to_fp8", "case": "8 x 4", "why": report.OUT_OF_TIME}] * 2
+
+
+def test_a_case_that_fails_is_missing_with_its_reason(tmp_path):
+    results = session(tmp_path / "results.json", 60)
+    with pytest.raises(AssertionError):
+        results.measure(make_case(ours=lambda x: lambda: x))
+    [missing] = results.content["missing"]
+    assert missing["why"].startswith("AssertionError: cast_to_fp8 at 8 x 4: error")
+
+
+def test_only_peers_that_compile_are_called_ahead_and_their_failures_are_no_concern():
+    called = []
+
+    def deep_gemm(x):
+        called.append("deep_gemm")
+        raise RuntimeError("no compiler")
+
+    harness.compile_peers(make_case(deep_gemm=deep_gemm, theirs=lambda x: called.append("theirs")))
+    assert called == ["deep_gemm"]
+
+
+def test_each_share_of_the_cases_is_compiled_by_a_process_and_none_is_waited_for_too_long(tmp_path):
+    def command(code):
+        return [sys.executable, "-c", code, str(tmp_path)]
+
+    touch = "import sys, pathlib; pathlib.Path(sys.argv[1], sys.argv[2].replace('/', ' of ')).touch()"
+    conftest.compile_in_parallel(command(touch), 3)
+    assert sorted(x.name for x in tmp_path.iterdir()) == [f"--compile-peers={i} of 3" for i in range(3)]
+    start = time.monotonic()
+    conftest.compile_in_parallel(command("import time; time.sleep(60)"), 2, seconds=0.5)
+    assert time.monotonic() - start < 20
+
+
+def collected(*options):
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_gemm.py", "benchmarks/bench_grouped_gemm.py"]
+    command += ["--collect-only", "-q", "-p", "no:cacheprovider", *options]
+    done = subprocess.run(command, cwd=report.ROOT, capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_cases_are_chosen_by_name_and_the_shares_of_compilers_are_all_of_them():
+    every = collected()
+    some = collected("--cases", r"gemm_nt\[(1|130) x")
+    assert some == [x for x in every if "gemm_nt[1 x" in x or "gemm_nt[130 x" in x] != []
+    shares = [collected(f"--compile-peers={i}/2") for i in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(every)
+    assert abs(len(shares[0]) - len(shares[1])) <= 1
 
 
 def test_the_replayed_clock_gives_pytest_benchmark_our_samples():
@@ -263,6 +415,41 @@ def test_the_38_measured_cases_are_there_once_each():
     cases = [*map(str, shapes.DENSE), *map(str, shapes.CONTIGUOUS), *(f"masked {x}" for x in shapes.MASKED)]
     assert len(cases) == len(set(cases)) == 38
     assert len(set(map(str, shapes.MLA))) == len(shapes.MLA) == 34
+
+
+def test_deep_gemms_own_list_is_there_and_no_shape_twice():
+    dense = (*shapes.DENSE, *shapes.SMALL_M, *shapes.LATENT, *shapes.DGRAD)
+    weights = {(2112, 7168), (576, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)}
+    assert {(m, n, k) for m in (1, 128, 4096) for n, k in weights} <= {(x.m, x.n, x.k) for x in dense}
+    assert {(4096, k, n) for n, k in weights} <= {(x.m, x.n, x.k) for x in dense}
+    later = {(6144, 7168), (7168, 3072), (4096, 4096), (4096, 2048)}
+    contiguous = (*shapes.CONTIGUOUS, *shapes.CONTIGUOUS_LATER)
+    masked = (*shapes.MASKED, *shapes.MASKED_LATER)
+    for grouped, loads in ((contiguous, 2), (masked, 4)):
+        assert sum((x.n, x.k) in later for x in grouped) == loads * len(later)
+    k_grouped = (*shapes.K_GROUPED, *shapes.K_GROUPED_EMPTY)
+    for family in (dense, contiguous, masked, k_grouped):
+        assert len(set(map(str, family))) == len(family)
+
+
+def test_the_mla_cases_are_those_of_the_peers_table_and_a_grid_between_them():
+    between = {(b, s_k, h) for b in (1, 2, 4, 8, 32) for s_k in (512, 2048, 4096, 32768) for h in (8, 16, 128)}
+    cases = (*shapes.MLA, *shapes.MLA_BETWEEN, *shapes.MLA_FP8)
+    assert between <= {(x.batch, x.s_k, x.heads) for x in cases if x.s_q == 1 and x.cache == "bf16"}
+    assert len(set(map(str, cases))) == len(cases) == 34 + 59 + 54
+
+
+def test_mla_counts_the_work_as_its_peers_do():
+    x = shapes.Mla(128, 2, 4096, 128)
+    assert x.flops == 2 * 128 * 128 * 2 * 4096 * (576 + 512)
+    assert x.num_bytes == 128 * (2 * 128 * 576 * 2 + 4096 * 576 * 2 + 2 * 128 * 512 * 2)
+    assert shapes.Mla(1, 1, 4096, 16, "fp8").num_bytes == 4096 * 656 + 16 * 2 * (576 + 512)
+
+
+def test_a_group_without_tokens_has_no_columns_and_costs_no_arithmetic():
+    full, empty = shapes.KGroupedGemm(3, 40, 136, 256), shapes.KGroupedGemm(3, 40, 136, 256, empty=1)
+    assert empty.counts() == [full.counts()[0], 0, full.counts()[2]]
+    assert full.flops - empty.flops == 2 * 40 * 136 * full.counts()[1]
 
 
 # ------------------------------------------------------------------------------------------------------- peers
@@ -287,6 +474,7 @@ def test_every_peer_is_absent_on_a_cpu_without_a_crash(monkeypatch):
         (peers.dense_gemm(), gemm),
         (peers.contiguous_gemm(), gemm),
         (peers.masked_gemm(8), gemm),
+        (peers.k_grouped_gemm(), gemm),
         (bench_mla.rivals(shapes.Mla(1, 1, 64, 4)), mla),
     ):
         calls = {OURS: [lambda: 0.0]}
@@ -301,12 +489,127 @@ def test_every_peer_is_absent_on_a_cpu_without_a_crash(monkeypatch):
         assert "deep_gemm" not in providers or "--peers" in absent["deep_gemm"]
 
 
+class FakeDeepGemm:
+    """What the K-grouped call is promised to do, from the flat layout that it is given."""
+
+    def get_mn_major_tma_aligned_tensor(self, scales):
+        return scales.T.contiguous().T
+
+    def k_grouped_fp8_gemm_nt_contiguous(self, a, b, d, counts, counts_on_device, c):
+        assert counts_on_device.tolist() == counts
+        m, n = d.shape[1:]
+        x, y = (
+            torch.cat([part.view(rows, -1) for part in data.double().split([rows * k for k in counts])], 1)
+            * scales.double().repeat_interleave(128, 1)
+            for (data, scales), rows in ((a, m), (b, n))
+        )
+        products = [p @ q.T for p, q in zip(x.split(counts, 1), y.split(counts, 1), strict=True)]
+        d.copy_(c + torch.stack(products))
+
+
+def test_the_k_grouped_peer_gets_each_groups_columns_by_themselves(monkeypatch):
+    from benchmarks import bench_grouped_gemm
+
+    monkeypatch.setattr(peers, "_deep_gemm", FakeDeepGemm)
+    for shape in shapes.K_GROUPED_STAND_INS:
+        inputs = bench_grouped_gemm.k_grouped_operands(shape, 0)
+        call = peers.k_grouped_gemm()["deep_gemm"](*inputs)
+        for _ in range(2):  # a second call must not add to the first one's result
+            assert bench_grouped_gemm.k_grouped_error(inputs, call()) < 1e-6
+
+
+def test_a_k_grouped_peer_that_is_wrong_is_shown_as_wrong_and_counts_nowhere(monkeypatch):
+    from benchmarks import bench_grouped_gemm
+
+    class Wrong(FakeDeepGemm):
+        def k_grouped_fp8_gemm_nt_contiguous(self, a, b, d, *others):
+            super().k_grouped_fp8_gemm_nt_contiguous(a, b, d, *others)
+            d[-1, -1] *= 2
+
+    monkeypatch.setattr(peers, "_deep_gemm", Wrong)
+    monkeypatch.setattr(bench, "num_input_sets", lambda _: 1)
+    ran = []
+    bench_grouped_gemm.test_k_grouped_fp8_gemm_nt(ran.append, shapes.K_GROUPED_STAND_INS[0])
+    row = run_case(ran[0])
+    assert row["providers"][OURS]["correct"]
+    assert row["providers"]["deep_gemm"]["correct"] is False
+    results = {**results_of(), "cases": [row]}
+    assert "(its result is wrong)" in report.table("k_grouped_fp8_gemm_nt", results)
+    assert "no peer ran" in report.table("summary", results)
+    assert report.best_peer(row) is None
+
+
 def test_arguments_by_name_take_their_place_and_the_rest_a_neutral_value():
     schema = torch._C.parse_schema("x::f(Tensor q, Tensor? k, float scale, int n, bool causal, int m=3) -> Tensor")
     q = torch.ones(1)
     assert peers.by_name(schema, q=q, n=7) == [q, None, 0.0, 7, False, 3]
     with pytest.raises(peers.Absent, match="has no argument page_table"):
         peers.by_name(schema, q=q, page_table=q)
+
+
+FA3_FWD = """f::fwd(Tensor q, Tensor k, Tensor v, Tensor? k_new, Tensor? q_v, Tensor? cu_seqlens_q, Tensor? seqused_k,
+    int? max_seqlen_q, int? max_seqlen_k, Tensor? page_table, float softmax_scale, bool is_causal, int window_size_left,
+    int window_size_right, float softcap, Tensor? scheduler_metadata, int num_splits, bool? pack_gqa, int sm_margin,
+    int cp_world_size, int cp_rank) -> Tensor[]"""
+FA3_SCHEDULE = """f::s(int batch_size, int max_seqlen_q, int max_seqlen_k, int num_heads, int num_heads_k, int headdim,
+    int headdim_v, ScalarType qkv_dtype, Tensor seqused_k, Tensor? cu_seqlens_q, int? page_size, int max_seqlen_k_new,
+    bool is_causal, int window_size_left, int window_size_right, bool has_softcap, int num_splits) -> Tensor"""
+FLASH_MLA = """f::m(Tensor q, Tensor kcache, int head_size_v, Tensor seqlens_k, Tensor block_table, float softmax_scale,
+    bool is_causal, Tensor? tile_scheduler_metadata, Tensor? num_splits, Tensor? out_) -> Tensor[]"""
+
+
+class FakeOp:
+    """An op of a peer that decodes as the formula does, from arguments that its schema names."""
+
+    def __init__(self, schema, decode):
+        self.default = self
+        self._schema = torch._C.parse_schema(" ".join(schema.split()))
+        self.decode = decode
+        self.calls = []
+
+    def __call__(self, *arguments):
+        given = dict(zip((x.name for x in self._schema.arguments), arguments, strict=True))
+        self.calls.append(given)
+        return self.decode(given)
+
+
+def decoded(q, kv, table, seqlens, scale, causal):
+    return deepseek_ops.mla_decode(q, kv, table, seqlens, softmax_scale=scale, causal=causal)[0]
+
+
+def fa3_forward(x):
+    b = x["seqused_k"].shape[0]
+    q = torch.cat([x["q_v"], x["q"]], -1).unflatten(0, (b, x["max_seqlen_q"]))
+    kv = torch.cat([x["v"], x["k"]], -1).squeeze(2)
+    assert x["cp_world_size"] == 1
+    assert x["scheduler_metadata"].item() == 7
+    return [decoded(q, kv, x["page_table"], x["seqused_k"], x["softmax_scale"], x["is_causal"]).flatten(0, 1)]
+
+
+def flash_mla_forward(x):
+    out = decoded(x["q"], x["kcache"].squeeze(2), x["block_table"], x["seqlens_k"], x["softmax_scale"], x["is_causal"])
+    return [out, torch.zeros(1), torch.full((1,), 7), torch.full((1,), 8)]
+
+
+@pytest.mark.parametrize("shape", [x for x in shapes.MLA_STAND_INS if x.cache == "bf16"], ids=str)
+def test_the_mla_peers_get_what_their_schemas_name_and_metadata_made_beforehand(monkeypatch, shape):
+    from benchmarks import bench_mla
+
+    ops = {
+        "fwd": FakeOp(FA3_FWD, fa3_forward),
+        "get_scheduler_metadata": FakeOp(FA3_SCHEDULE, lambda x: torch.tensor(7)),
+        "dense_decode_fwd": FakeOp(FLASH_MLA, flash_mla_forward),
+    }
+    monkeypatch.setattr(peers, "_load_op", lambda library, namespace, name: ops[name])
+    inputs = bench_mla.inputs(shape, 0)
+    for prepare in bench_mla.rivals(shape).values():
+        assert bench_mla.error(inputs, prepare(*inputs)()) < bench_mla.MLA_LIMIT
+    [scheduled] = ops["get_scheduler_metadata"].calls
+    assert (scheduled["headdim"], scheduled["headdim_v"], scheduled["num_heads_k"]) == (64, 512, 1)
+    assert scheduled["max_seqlen_k"] >= shape.s_k
+    first, timed = ops["dense_decode_fwd"].calls
+    assert first["tile_scheduler_metadata"] is first["num_splits"] is None
+    assert (timed["tile_scheduler_metadata"].item(), timed["num_splits"].item()) == (7, 8)
 
 
 # ------------------------------------------------------------------------------------------------------ report
@@ -433,6 +736,45 @@ def test_plots_are_drawn_and_the_same_twice(tmp_path):
     assert "1024 tokens" in first[1].read_text()
 
 
+def gemm_row(m, weight="512 x 256", ratio=(1.2, 1.1, 1.3), **providers):
+    row = row_with(ratio) | {"op": "fp8_gemm_nt", "case": f"{m} x {weight}"}
+    return {**row, "providers": {**row["providers"], **providers}}
+
+
+def test_the_price_of_batch_invariance_has_a_table_only_where_it_was_measured():
+    text = "a\n<!-- figures:begin batch_invariant -->\nold\n<!-- figures:end batch_invariant -->\nb\n"
+    unmeasured = results_of() | {"cases": [gemm_row(1)]}
+    empty = "a\n<!-- figures:begin batch_invariant -->\n<!-- figures:end batch_invariant -->\nb\n"
+    assert report.render(text, unmeasured) == empty
+    variant = {"median_us": 15.0, "ratio": [1.5, 1.4, 1.6], "correct": True}
+    measured = results_of() | {"cases": [gemm_row(1, batch_invariant=variant), gemm_row(8192)]}
+    filled = report.render(empty, measured)
+    assert "takes 1.50 times as long" in filled
+    assert "| 1 x 512 x 256 | 10.0 | 15.0 | 1.50 [1.40, 1.60] | 1.000 |" in filled
+    assert "| 8192" not in filled
+    assert report.render(filled, measured) == filled
+
+
+def test_a_variant_of_ours_is_no_peer():
+    fast = {"median_us": 5.0, "ratio": [0.5, 0.5, 0.5], "correct": True}
+    row = gemm_row(1, batch_invariant=fast)
+    assert report.best_peer(row) == [1.2, 1.1, 1.3]
+    assert "batch_invariant" not in report.table("fp8_gemm_nt", results_of(row))
+
+
+def test_the_gemms_plots_have_a_line_for_each_weight_and_for_each_peer_that_is_right(tmp_path):
+    pytest.importorskip("matplotlib")
+    wrong = {"ratio": [2.0, 2.0, 2.0], "correct": False}
+    rows = [gemm_row(m, weight, wrong_one=wrong) for m in (1, 8, 64) for weight in ("512 x 256", "264 x 128")]
+    results = results_of() | {"cases": [*rows, gemm_row(4, "999 x 128")]}
+    drawn = {path.stem: path.read_text() for path in report.draw(results, tmp_path)}
+    assert set(drawn) == {"roofline", "fp8_gemm_floor", "fp8_gemm_peers"}
+    assert "512 x 256" in drawn["fp8_gemm_floor"]
+    assert "999 x 128" not in drawn["fp8_gemm_floor"], "one point makes no line"
+    assert "theirs" in drawn["fp8_gemm_peers"]
+    assert "wrong_one" not in drawn["fp8_gemm_peers"]
+
+
 def test_the_committed_documents_show_the_committed_results():
     assert report.main(["--check"]) == 0, "run: python benchmarks/report.py"
 
@@ -499,10 +841,128 @@ def test_a_suite_without_a_gpu_says_so(monkeypatch, capsys):
 
 def test_all_stages_together_stay_under_eight_minutes(tmp_path):
     for quick in (False, True):
-        stages = gpu_suite.stages(quick, tmp_path)
+        stages = gpu_suite.stages(tmp_path, quick=quick, peers=tmp_path)
         assert sum(stage.seconds for stage in stages) < 8 * 60
         assert ("--quick" in stages[-1].command) == quick
         assert str(tmp_path) in stages[-1].command
+
+
+def test_the_benches_end_by_themselves_before_their_stage_is_ended():
+    benches = gpu_suite.stages(seconds=50)[-1]
+    assert benches.command[benches.command.index("--seconds") + 1] == "50"
+    assert benches.seconds > 50
+
+
+def test_some_stages_and_some_benches_run_alone(tmp_path):
+    ran = []
+
+    def run(stage, work):
+        ran.append(stage)
+        return fake_stages(tmp_path, {})(stage, work)
+
+    wanted = ["--stages", "benches", "--bench", "gemm,grouped_gemm", "--cases", "64 x"]
+    assert gpu_suite.main(wanted, gpu="NVIDIA H200", run=run, work=tmp_path, target=tmp_path / "results") == 0
+    [benches] = ran
+    files = [x for x in benches.command if x.endswith(".py")]
+    assert files == ["benchmarks/bench_gemm.py", "benchmarks/bench_grouped_gemm.py"]
+    assert all((report.ROOT / file).is_file() for file in files)
+    assert benches.command[benches.command.index("--cases") + 1] == "64 x"
+
+
+@pytest.mark.parametrize("wrong", [["--stages", "bench"], ["--bench", "gemm,mle"]])
+def test_a_stage_or_a_family_that_is_not_there_is_refused_with_those_that_are(capsys, wrong):
+    with pytest.raises(SystemExit):
+        gpu_suite.main(wrong, gpu="NVIDIA H200")
+    assert wrong[1].rpartition(",")[2] + ": there are " in capsys.readouterr().err
+
+
+def run_of(cases, missing=(), csrc="a", **more):
+    """Results of one run: `cases` name -> microseconds, `missing` name -> why."""
+    conditions = {"csrc_sha256": csrc, "device": "NVIDIA H200", "date": f"at {csrc}"}
+    return {
+        "schema": 1,
+        "conditions": conditions,
+        "ceilings": {"copy_gbps": 1.0},
+        "cases": [{"op": "x", "case": name, "us": us} for name, us in dict(cases).items()],
+        "missing": [{"op": "x", "case": name, "why": why} for name, why in dict(missing).items()],
+        "host": [],
+        "generation": [],
+        "stages": {"benches": {"status": "passed"}},
+        "tests": {},
+        "sanitizer": {},
+        **more,
+    }
+
+
+def figures(results):
+    return {row["case"]: row["us"] for row in results["cases"]}
+
+
+def test_runs_of_the_same_sources_add_up_and_the_last_figure_of_a_case_counts():
+    both = gpu_suite.merge(run_of({"a": 1, "b": 2}, tests={"passed": 3}), run_of({"b": 4, "c": 5}))
+    assert figures(both) == {"a": 1, "b": 4, "c": 5}
+    assert both["tests"] == {"passed": 3}
+
+
+@pytest.mark.parametrize("key", gpu_suite.SAME)
+def test_runs_of_other_sources_or_on_another_machine_never_mix(key):
+    old, new = run_of({"a": 1}, tests={"passed": 3}), run_of({"b": 2})
+    old["conditions"][key] = "something else"
+    assert gpu_suite.merge(old, new) == new
+
+
+def test_a_case_without_time_keeps_its_figures_and_one_that_fails_loses_them():
+    why = {"a": report.OUT_OF_TIME, "b": "AssertionError: error 1", "c": report.OUT_OF_TIME}
+    both = gpu_suite.merge(run_of({"a": 1, "b": 2}), run_of({}, why))
+    assert figures(both) == {"a": 1}
+    assert [x["case"] for x in both["missing"]] == ["b", "c"]
+    assert gpu_suite.merge(both, run_of({"b": 3, "c": 4}))["missing"] == []
+
+
+def test_a_run_without_benches_leaves_the_benches_conditions():
+    tests = run_of({}, tests={"passed": 1}, stages={"tests": {"status": "passed"}})
+    del tests["ceilings"]
+    tests["conditions"]["date"] = "later"
+    both = gpu_suite.merge(run_of({"a": 1}), tests)
+    assert both["conditions"]["date"] == "at a"
+    assert both["tests"] == {"passed": 1}
+    assert set(both["stages"]) == {"tests", "benches"}
+
+
+def test_two_runs_make_one_file_and_a_change_of_the_sources_starts_it_anew(tmp_path, monkeypatch):
+    def suite(stages, csrc):
+        found = {**bench.conditions("cpu"), "csrc_sha256": csrc}
+        monkeypatch.setattr(gpu_suite, "find_conditions", lambda: found)
+        argv = ["--stages", stages]
+        gpu_suite.main(argv, gpu="NVIDIA H200", run=fake_stages(tmp_path, {}), work=tmp_path, target=tmp_path)
+        return json.loads((tmp_path / "h200.json").read_text())
+
+    now = bench.revision()["csrc_sha256"]
+    assert len(suite("benches", now)["cases"]) == 1
+    both = suite("tests,sanitizer", now)
+    assert len(both["cases"]) == 1
+    assert both["tests"]["passed"] == 3
+    assert suite("tests", "other")["cases"] == []
+
+
+def test_cases_from_several_runs_are_said_to_be():
+    results = results_of()
+    results["cases"] = [{**results["cases"][0], "date": date} for date in ("1999-01-01", "1999-01-02")]
+    assert "The cases come from 2 runs, the first of 1999-01-01." in report.table("conditions", results)
+
+
+def test_missing_cases_are_named_below_their_table():
+    results = results_of(row_with((1.2, 1.1, 1.3)))
+    results["missing"] = [{"op": "cast_to_fp8", "case": "9 x 4", "why": report.OUT_OF_TIME}]
+    assert report.table("cast_to_fp8", results).endswith("\n\nNot measured: 9 x 4.")
+
+
+def test_the_seconds_of_a_run_are_summed_by_op_and_part():
+    results = results_of()
+    assert results["cases"][0]["seconds"].keys() == {"inputs", "prepare", "measure", "verify"}
+    results["cases"] = [{"op": "x", "seconds": {"inputs": 1.0, "measure": 2.0}}] * 2
+    line = report.seconds_table(results)
+    assert "2 cases     6.0 s: inputs 2.0, measure 4.0" in line
 
 
 def test_a_stage_passes_fails_or_is_ended_with_what_it_started(tmp_path):
