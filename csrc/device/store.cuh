@@ -6,24 +6,37 @@
 
 namespace dso {
 
-/// Two neighbours, the first at an even `offset`.
-DSO_DEVICE void store_pair(const DirectOutput& output, int64_t offset, float2 value) {
+DSO_DEVICE void add_quad(float* sum, float4 x) {
+    sum[0] += x.x;
+    sum[1] += x.y;
+    sum[2] += x.z;
+    sum[3] += x.w;
+}
+
+DSO_DEVICE float2 unpack_bf16x2(uint32_t x) { return {__uint_as_float(x << 16), __uint_as_float(x & 0xFFFF0000u)}; }
+
+/// Eight neighbours, the first at an `offset` that is a multiple of eight.
+DSO_DEVICE void store_octet(const DirectOutput& output, int64_t offset, float (&x)[8]) {
     if (output.is_bf16) {
-        auto* d = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(output.d) + offset);
+        auto* d = reinterpret_cast<uint4*>(static_cast<uint16_t*>(output.d) + offset);
         if (output.accumulate) {
-            const uint32_t old = *d;
-            value.x += __uint_as_float(old << 16);
-            value.y += __uint_as_float(old & 0xFFFF0000u);
+            const uint4 old = *d;
+            const float2 pairs[4] = {unpack_bf16x2(old.x), unpack_bf16x2(old.y), unpack_bf16x2(old.z),
+                                     unpack_bf16x2(old.w)};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x[2 * i] += pairs[i].x, x[2 * i + 1] += pairs[i].y;
         }
-        *d = ptx::pack_bf16x2(value.x, value.y);
+        *d = {ptx::pack_bf16x2(x[0], x[1]), ptx::pack_bf16x2(x[2], x[3]), ptx::pack_bf16x2(x[4], x[5]),
+              ptx::pack_bf16x2(x[6], x[7])};
     } else {
-        auto* d = reinterpret_cast<float2*>(static_cast<float*>(output.d) + offset);
+        auto* d = reinterpret_cast<float4*>(static_cast<float*>(output.d) + offset);
         if (output.accumulate) {
-            const float2 old = *d;
-            value.x += old.x;
-            value.y += old.y;
+            const float4 left = d[0], right = d[1];
+            add_quad(x, left);
+            add_quad(x + 4, right);
         }
-        *d = value;
+        d[0] = {x[0], x[1], x[2], x[3]};
+        d[1] = {x[4], x[5], x[6], x[7]};
     }
 }
 

@@ -17,7 +17,7 @@ struct Fp8GemmArguments {
     int k;
     int a_box_rows;      // what map a loads at a time: half a tile's rows, or more
     bool sfa_by_tma;     // else gathered
-    bool b_is_constant;  // b and sfb may be read before the grids that this one depends on have ended
+    bool b_is_constant;  // b may be read before the grids that this one depends on have ended
     const float* sfa;    // [a matrices, m, ceil(k / 128)], strides below
     const float* sfb;    // [b matrices, ceil(n / 128), ceil(k / 128)], strides below
     int64_t sfa_stride_matrix, sfa_stride_m, sfa_stride_k;

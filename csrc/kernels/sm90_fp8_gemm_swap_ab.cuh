@@ -9,16 +9,17 @@
 // The weights b stand on the 64-row side of WGMMA and the tokens a on its N side, which comes in steps of 8: a few
 // tokens cost few of the tensor core's columns, and most of a stage's bytes are weights.
 //
-// Tile      BLOCK_N = 64 rows of b, up to kMaxRows rows of a, steps of 128 of K; a ring of kNumStages.
+// Tile      BLOCK_N = 64 or 128 rows of b, up to kMaxRows rows of a, steps of 128 of K; a ring of kNumStages.
 //           A tile of half as many rows, or fewer, multiplies half as many columns.
 // Split     A cluster of s CTAs shares a tile, each with an s-th of K, and kNumKGroups warpgroups share the steps of a
-//           CTA in turn. Each sends its sums to their owners' shared memory, and those add them up in order. In a
+//           CTA in turn. Each copies its sums to their owners' shared memory, and those add them up in order. In a
 //           cluster a CTA has one tile only.
-// Roles     warpgroups 0 .. kNumKGroups - 1: WGMMA, promotion, epilogue.
+// Roles     kNumKGroups times BLOCK_N / 64 warpgroups, 64 rows of b each: WGMMA, promotion, epilogue.
 //           the last three warps load (fp8_gemm_producer.cuh).
 // Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each math warp.
-//           queue: tiles from the first loading warp to all others.   named 1: the math threads, in the epilogue.
-//           Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are here.
+//           queue: tiles from the first loading warp to all others.   named 1 + 64-row block: math threads, in the
+//           epilogue. Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are
+//           here.
 // Shared    Fp8SwapAbShared below.
 // Numerics  As sm90_fp8_gemm.cuh, and unsplit bit for bit the same: the order of additions depends on k alone. Split,
 //           it depends on k and the number of parts.
@@ -37,15 +38,18 @@
 namespace dso {
 
 /// One line of launch/fp8_gemm_configs.def, for the compiler.
-template <int kMaxRows_, int kNumKGroups_, int kNumStages_, int kCtasPerSm_>
+template <int kMaxRows_, int BLOCK_N_, int kNumKGroups_, int kNumStages_, int kCtasPerSm_>
 struct Fp8SwapAbShape {
     static constexpr int kMaxRows = kMaxRows_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
     static constexpr int kRowStep = 8, kCtasPerSm = kCtasPerSm_;
-    static constexpr int BLOCK_N = 64, BLOCK_K = 128;
-    static constexpr int kNumMathThreads = 128 * kNumKGroups, kNumThreads = kNumMathThreads + 32 * kNumLoaderWarps;
-    static constexpr int kScaleRun = kMaxRows;  // floats of sfa that a step loads
-    static constexpr int kNumStageWarps = 4;    // a stage is one warpgroup's
+    static constexpr int BLOCK_N = BLOCK_N_, BLOCK_K = 128, kNumNGroups = BLOCK_N / 64;
+    static constexpr int kNumMathThreads = 128 * kNumKGroups * kNumNGroups;
+    static constexpr int kNumThreads = kNumMathThreads + 32 * kNumLoaderWarps;
+    static constexpr int kScaleRun = kMaxRows;              // floats of sfa that a step loads
+    static constexpr int kNumStageWarps = 4 * kNumNGroups;  // a stage is one group's
+    static constexpr int kSumPitch = BLOCK_N + 4;           // floats of a token's sums in shared memory
     static constexpr bool kCanSplit = true;
+    static_assert(BLOCK_N == 64 || BLOCK_N == 128, "one sfb a tile: BLOCK_N must divide the scale block");
     static_assert(kNumStages % kNumKGroups == 0, "a stage must always be the same warpgroup's");
 };
 
@@ -54,8 +58,8 @@ struct Fp8SwapAbShared {
     alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * Shape::BLOCK_K];
     alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
     union {
-        alignas(128) uint8_t panel[Shape::kMaxRows * kSwizzleBytes];  // 64 bfloat16 a token
-        float received[Shape::kNumKGroups * Shape::BLOCK_N * Shape::kMaxRows];
+        alignas(128) uint8_t panels[Shape::kNumNGroups][Shape::kMaxRows * kSwizzleBytes];  // 64 bfloat16 a token
+        float received[Shape::kNumKGroups * Shape::kMaxRows * Shape::kSumPitch];
     };
     alignas(128) float sfa[Shape::kNumStages][align_up(Shape::kMaxRows, 32)];  // TMA writes to multiples of 128
     float sfb[Shape::kNumStages];
@@ -73,10 +77,11 @@ class Fp8SwapAbConsumer {
         : shared_(shared),
           arguments_(arguments),
           output_(output),
-          k_group_(__shfl_sync(0xFFFFFFFF, threadIdx.x / 128, 0)),
+          n_group_(__shfl_sync(0xFFFFFFFF, threadIdx.x / 128 % Shape::kNumNGroups, 0)),
+          k_group_(__shfl_sync(0xFFFFFFFF, threadIdx.x / 128 / Shape::kNumNGroups, 0)),
           thread_(threadIdx.x % 128),
           a_(shared.a[0]),
-          b_(shared.b[0]) {}
+          b_(shared.b[0] + n_group_ * 64 * Shape::BLOCK_K) {}
 
     DSO_DEVICE void run() {
         for (;; shared_.queue.pop(num_tiles_)) {
@@ -105,18 +110,24 @@ class Fp8SwapAbConsumer {
 
         const SplitK split = split_k<Shape>(arguments_.k);
         for (int i = split.first; i < split.last; ++i, advance()) {
-            if (state_.stage % Shape::kNumKGroups != k_group_) continue;  // another warpgroup's step
+            if (state_.stage % Shape::kNumKGroups != k_group_) continue;  // another group's step
             shared_.pipeline.wait(state_);
             start_multiply<kTokens>(partial, b_.get(), a_.get());
 
             const float sfb = shared_.sfb[state_.stage];
             const auto* sfa = reinterpret_cast<const float2*>(shared_.sfa[state_.stage]) + thread_ % 4;
-            float2 scales[kTokens / 8];  // read while the tensor core works
+            if constexpr (kTokens <= 64) {
+                float2 scales[kTokens / 8];  // read while the tensor core works
 #pragma unroll
-            for (int j = 0; j < kTokens / 8; ++j) scales[j] = sfa[4 * j];
-            finish_multiply(partial);
-            release_stage();
-            promote_columns(sum, partial, scales, sfb);
+                for (int j = 0; j < kTokens / 8; ++j) scales[j] = sfa[4 * j];
+                finish_multiply(partial);
+                release_stage();
+                promote_columns(sum, partial, scales, 1, sfb);
+            } else {  // more than there are registers for
+                finish_multiply(partial);
+                promote_columns(sum, partial, sfa, 4, sfb);
+                release_stage();
+            }
         }
 
         if (Shape::kNumKGroups > 1 || ptx::cluster_size() > 1) {
@@ -143,8 +154,8 @@ class Fp8SwapAbConsumer {
     template <int kTokens>
     DSO_DEVICE void store_bf16(const float (&sum)[kTokens / 2], const GemmTile& tile) {
         const int thread = ptx::compute_here(thread_);
-        const uint32_t warp = thread / 32, lane = thread % 32, barrier = 1;
-        uint8_t* panel = shared_.panel;
+        const uint32_t warp = thread / 32, lane = thread % 32, barrier = 1 + n_group_;
+        uint8_t* panel = shared_.panels[n_group_];
         ptx::named_barrier_sync(barrier, 128);  // the previous tile has left the panel
 #pragma unroll
         for (int j = 0; j < kTokens / 8; ++j) {
@@ -153,7 +164,7 @@ class Fp8SwapAbConsumer {
                                    ptx::pack_bf16x2(sum[4 * j + 2], sum[4 * j + 3]));
         }
         ptx::named_barrier_sync(barrier, 128);
-        const int first_column = tile.n_block * Shape::BLOCK_N;
+        const int first_column = tile.n_block * Shape::BLOCK_N + n_group_ * 64;
 #pragma unroll
         for (int i = thread; i < kTokens * 8; i += 128) {
             const int token = i / 8, chunk = i % 8, column = first_column + 8 * chunk;
@@ -167,7 +178,7 @@ class Fp8SwapAbConsumer {
     template <int kTokens>
     DSO_DEVICE void store_direct(const float (&sum)[kTokens / 2], const GemmTile& tile) {
         const int thread = ptx::compute_here(thread_), warp = thread / 32, lane = thread % 32;
-        const int column = tile.n_block * Shape::BLOCK_N + warp * 16 + lane / 4;
+        const int column = tile.n_block * Shape::BLOCK_N + n_group_ * 64 + warp * 16 + lane / 4;
 #pragma unroll
         for (int j = 0; j < kTokens / 4; ++j) {
             const int token = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
@@ -181,83 +192,71 @@ class Fp8SwapAbConsumer {
         }
     }
 
-    /// Adds up the sums of all warpgroups and CTAs that share a tile. Each CTA owns BLOCK_N / size neighbouring rows of
-    /// it. Sums are sent as they lie in registers: a warp sends 512 bytes at once, and an owner's warp reads them so.
+    /// Adds up the sums of all groups and CTAs that share a tile. Each CTA owns kTokens / size neighbouring tokens of
+    /// it.
     template <int kTokens>
     DSO_DEVICE void reduce_and_store(const float (&sum)[kTokens / 2], const GemmTile& tile) {
-        constexpr int kVector = kTokens == 8 ? 2 : 4;     // floats that a lane sends at a time ...
-        constexpr int kTokensOfVector = 8 * kVector / 2;  // ... of this many tokens
-        constexpr int kNumVectors = kTokens / kTokensOfVector;
-        using Vector = float[kVector];
-        const int size = ptx::cluster_size(), num_parts = size * Shape::kNumKGroups;
-        const int part = ptx::cluster_rank() * Shape::kNumKGroups + k_group_;
-        const int num_units = Shape::BLOCK_N / 8 / size;  // a unit is 8 rows
-        const int num_vectors = ceil_div(tile.num_rows, kTokensOfVector);
-        const int warp = thread_ / 32, lane = thread_ % 32;
-        auto* received = reinterpret_cast<Vector*>(shared_.received);  // [part][owned unit][vector][lane]
+        constexpr int kPitch = Shape::kSumPitch, kChunks = Shape::BLOCK_N / 8;
+        const int size = ptx::cluster_size(), rank = ptx::cluster_rank();
+        const int num_parts = size * Shape::kNumKGroups, num_owned = kTokens >> (__ffs(size) - 1);
+        const auto rows_of = [&](int owner) { return min(max(tile.num_rows - owner * num_owned, 0), num_owned); };
+        float* received = shared_.received;  // [part][owned token][column]
+        // In a cluster they go through the stages, which nobody needs any more: [k group][token][column].
+        static_assert(Shape::kNumKGroups * kTokens * kPitch * sizeof(float) <= sizeof(shared_.b) + sizeof(shared_.a),
+                      "the sums fit into the stages");
+        float* sent = size > 1 ? reinterpret_cast<float*>(shared_.b) : received;
+
+        ptx::named_barrier_sync(1, Shape::kNumMathThreads);  // all have read the stages, or the sums of the tile before
+        write_sums<kTokens>(sent + k_group_ * kTokens * kPitch, sum);
+        if (size > 1) ptx::fence_proxy_async_shared();
+        ptx::named_barrier_sync(1, Shape::kNumMathThreads);
         if (size > 1) {
-            ptx::cluster_wait();  // until all CTAs run, and their barriers are initialised
-            if (threadIdx.x == 0) {
-                ptx::mbarrier_arrive_expect_tx(&shared_.all_received,
-                                               num_parts * num_units * num_vectors * 32 * sizeof(Vector));
+            constexpr uint32_t kRowBytes = kPitch * sizeof(float);
+            if (threadIdx.x == 0)
+                ptx::mbarrier_arrive_expect_tx(&shared_.all_received, num_parts * rows_of(rank) * kRowBytes);
+            if (threadIdx.x < num_parts) {
+                const int owner = threadIdx.x % size, k_group = threadIdx.x / size;
+                const int part = rank * Shape::kNumKGroups + k_group;
+                if (rows_of(owner) > 0)
+                    ptx::copy_to_cluster_async(ptx::cluster_address(received + part * num_owned * kPitch, owner),
+                                               sent + (k_group * kTokens + owner * num_owned) * kPitch,
+                                               rows_of(owner) * kRowBytes,
+                                               ptx::cluster_address(&shared_.all_received, owner));
             }
-        } else {
-            ptx::named_barrier_sync(1, Shape::kNumMathThreads);  // until the tile before has been read
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int unit = 2 * warp + half, owner = unit / num_units, owned = unit % num_units;
-            float* destination = received[(part * num_units + owned) * num_vectors * 32 + lane];
-            const uint32_t remote = ptx::cluster_address(destination, owner);
-            const uint32_t barrier = ptx::cluster_address(&shared_.all_received, owner);
-#pragma unroll
-            for (int v = 0; v < kNumVectors; ++v) {
-                if (v >= num_vectors) continue;
-                float values[kVector];
-#pragma unroll
-                for (int i = 0; i < kVector; ++i) values[i] = sum[4 * (v * kVector / 2 + i / 2) + 2 * half + i % 2];
-                if (size > 1) {
-                    ptx::store_to_cluster_async(remote + v * 32 * sizeof(Vector), values, barrier);
-                } else {
-#pragma unroll
-                    for (int i = 0; i < kVector; ++i) destination[v * 32 * kVector + i] = values[i];
-                }
-            }
-        }
-        if (size > 1) {
             ptx::mbarrier_wait(&shared_.all_received, 0);
-        } else {
-            ptx::named_barrier_sync(1, Shape::kNumMathThreads);
+            __syncwarp();
+            ptx::cluster_arrive();  // what was sent to this CTA has left the others
         }
 
-        for (int i = threadIdx.x / 32; i < num_units * num_vectors; i += Shape::kNumMathThreads / 32) {
-            float total[kVector] = {};
-            for (int source = 0; source < num_parts; ++source) {
-                const auto& x = received[(source * num_units * num_vectors + i) * 32 + lane];
-#pragma unroll
-                for (int e = 0; e < kVector; ++e) total[e] += x[e];
+        for (int i = threadIdx.x; i < rows_of(rank) * kChunks; i += Shape::kNumMathThreads) {
+            const int owned = i / kChunks, chunk = i % kChunks, token = rank * num_owned + owned;
+            const int column = tile.n_block * Shape::BLOCK_N + 8 * chunk;
+            if (column >= arguments_.schedule.n || !is_owned(arguments_.schedule, tile, token)) continue;
+            float total[8] = {};
+            for (int part = 0; part < num_parts; ++part) {
+                const auto* x =
+                    reinterpret_cast<const float4*>(received + (part * num_owned + owned) * kPitch) + 2 * chunk;
+                add_quad(total, x[0]);
+                add_quad(total + 4, x[1]);
             }
-            // A lane has one row and two neighbouring tokens at a time: two lanes exchange them for two neighbouring
-            // rows and one token each.
-            const int unit = i / num_vectors, v = i % num_vectors;
-            const int column =
-                tile.n_block * Shape::BLOCK_N + (ptx::cluster_rank() * num_units + unit) * 8 + lane / 8 * 2;
-            const bool is_odd = lane / 4 % 2;
-#pragma unroll
-            for (int e = 0; e < kVector; e += 2) {
-                const float given = __shfl_xor_sync(0xFFFFFFFF, is_odd ? total[e] : total[e + 1], 4);
-                const float2 pair = is_odd ? float2{given, total[e + 1]} : float2{total[e], given};
-                const int token = v * kTokensOfVector + 4 * e + 2 * (lane % 4) + is_odd;
-                if (column < arguments_.schedule.n && is_owned(arguments_.schedule, tile, token))
-                    store_pair(output_, row_offset(output_, tile, token) + column, pair);
-            }
+            store_octet(output_, row_offset(output_, tile, token) + column, total);
         }
+        if (size > 1) ptx::cluster_wait();  // shared memory must outlive the copies from it
+    }
+
+    /// This warpgroup's 64 columns of `rows`, a token each. With that pitch no two lanes write to the same bank.
+    template <int kTokens>
+    DSO_DEVICE void write_sums(float* rows, const float (&sum)[kTokens / 2]) {
+        const int warp = thread_ / 32, lane = thread_ % 32;
+        float* first = rows + 2 * (lane % 4) * Shape::kSumPitch + n_group_ * 64 + warp * 16 + lane / 4;
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i) first[(i / 4 * 8 + i % 2) * Shape::kSumPitch + i / 2 % 2 * 8] = sum[i];
     }
 
     Shared& shared_;
     const Fp8GemmArguments& arguments_;
     const DirectOutput& output_;
-    const int k_group_, thread_;
+    const int n_group_, k_group_, thread_;
     RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0])> a_;
     RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0])> b_;
     typename Pipeline<Shape::kNumStages>::State state_;
@@ -287,6 +286,7 @@ __global__ void __launch_bounds__(Shape::kNumThreads, Shape::kCtasPerSm)
     if (warp >= kProducerWarp) {
         produce_fp8_gemm<Shape>(shared, maps, arguments, warp - kProducerWarp, blockIdx.x / size, gridDim.x / size);
     } else {
+        if (size > 1) ptx::cluster_wait();  // until all CTAs run, and their barriers are initialised
         Fp8SwapAbConsumer<Shape>(shared, arguments, output).run();
     }
 }

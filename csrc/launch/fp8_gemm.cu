@@ -11,6 +11,7 @@
 #include "launch/fp8_gemm_checks.h"
 #include "launch/fp8_gemm_config.h"
 #include "launch/launch.h"
+#include "launch/scale_runs.h"
 #include "launch/tensor_map.h"
 
 namespace dso {
@@ -41,14 +42,21 @@ struct GroupedGemm {
     int64_t num_a_matrices() const { return row_layout == RowLayout::kMasked ? group.num_groups : 1; }
 };
 
-/// Where a step's run of sfa can come by TMA. A run starts at a multiple of 16 bytes; groups without padding start
-/// anywhere, which only the kernel for many rows makes up for.
-bool is_mn_major_tma_aligned(const GroupedGemm& x, const Fp8GemmConfig& tile) {
-    const dso_fp8_gemm& gemm = x.gemm;
+ScaleRuns scales_of_a(const GroupedGemm& x) {
+    return {x.gemm.sfa,
+            x.gemm.m,
+            x.gemm.k,
+            x.gemm.sfa_stride_m,
+            x.gemm.sfa_stride_k,
+            x.num_a_matrices(),
+            x.group.sfa_stride_group};
+}
+
+/// A run starts at a multiple of 16 bytes; groups without padding start anywhere, which only the kernel for many rows
+/// makes up for.
+bool brings_sfa_by_tma(const GroupedGemm& x, const Fp8GemmConfig& tile) {
     if (x.row_layout == RowLayout::kOffsets && tile.swaps_operands) return false;
-    return (gemm.sfa_stride_m == 1 || gemm.m == 1) && reinterpret_cast<uintptr_t>(gemm.sfa) % 16 == 0 &&
-           (gemm.k <= 128 || (gemm.sfa_stride_k % 4 == 0 && gemm.sfa_stride_k >= gemm.m)) &&
-           (x.num_a_matrices() == 1 || x.group.sfa_stride_group % 4 == 0);
+    return are_scale_runs(scales_of_a(x));
 }
 
 // Operands are tiles of rows of 128 bytes, under the swizzle that WGMMA reads.
@@ -68,7 +76,7 @@ dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmL
     DSO_TRY(encode_tensor_map(
         {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, tile.block_n, 128, true},
         &launch.maps.b));
-    arguments.sfa_by_tma = is_mn_major_tma_aligned(x, tile);
+    arguments.sfa_by_tma = brings_sfa_by_tma(x, tile);
     const bool stores_by_tma = !tile.swaps_operands && gemm.d_dtype == DSO_BF16 && !gemm.accumulate;
     launch.is_dense_by_tma =
         dense && tile.is_largest() && stores_by_tma && arguments.sfa_by_tma && gemm.m >= tile.max_rows;
@@ -79,11 +87,7 @@ dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmL
         DSO_TRY(encode_tensor_map(
             {gemm.d, matrices, gemm.m, gemm.n, group.d_stride_group, gemm.d_stride, 2, panel_rows, 64, true},
             &launch.maps.d));
-    // A step's scales are a run of the rows of an MN-major sfa: a matrix of ceil(k / 128) rows of m.
-    if (arguments.sfa_by_tma)
-        DSO_TRY(encode_tensor_map({gemm.sfa, matrices, ceil_div<int64_t>(k, 128), gemm.m, group.sfa_stride_group,
-                                   gemm.sfa_stride_k, 4, 1, scale_run, false},
-                                  &launch.maps.sfa));
+    if (arguments.sfa_by_tma) DSO_TRY(encode_scale_runs(scales_of_a(x), scale_run, &launch.maps.sfa));
     return DSO_OK;
 }
 
@@ -133,6 +137,7 @@ dso_status launch_by_plan(const GroupedGemm& x, const Fp8GemmPlan& plan, int dev
     arguments.schedule = {x.row_layout, group.layout, static_cast<int>(group.num_groups), static_cast<int>(gemm.m),
                           static_cast<int>(gemm.n)};
     arguments.k = static_cast<int>(gemm.k);
+    arguments.b_is_constant = gemm.b_is_constant != 0;
     arguments.sfa = gemm.sfa;
     arguments.sfb = gemm.sfb;
     arguments.sfa_stride_matrix = group.sfa_stride_group;

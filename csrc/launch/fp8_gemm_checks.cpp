@@ -16,6 +16,14 @@ bool are_tma_rows(const void* pointer, int64_t rows, int64_t columns, int64_t st
     return rows <= 1 || (stride >= columns && stride * element_bytes % 16 == 0);
 }
 
+/// Whether the output's matrices are aligned to 16 bytes, and apart.
+bool are_matrices_apart(const dso_fp8_gemm& gemm, int64_t num_groups, int64_t stride_group) {
+    if (num_groups <= 1 || gemm.m == 0 || gemm.n == 0) return true;
+    const int64_t alignment = gemm.d_dtype == DSO_BF16 ? 8 : 4;  // elements of 16 bytes
+    const int64_t extent = gemm.m > 1 ? (gemm.m - 1) * gemm.d_stride + gemm.n : gemm.n;
+    return stride_group % alignment == 0 && stride_group >= extent;
+}
+
 }  // namespace
 
 dso_status check_fp8_gemm(const dso_fp8_gemm& gemm) {
@@ -42,21 +50,27 @@ dso_status check_m_grouped_fp8_gemm(const dso_m_grouped_fp8_gemm& group) {
         return wrong("b must have aligned matrices");
     if (group.expected_m < 1) return wrong("expected_m must be at least 1");
     switch (group.row_layout) {
-        case DSO_ROWS_MASKED: {
-            const int64_t per_row = group.gemm.d_dtype == DSO_BF16 ? 8 : 4;  // elements of 16 bytes
-            const int64_t d_extent = (group.gemm.m - 1) * group.gemm.d_stride + group.gemm.n;
-            if (group.num_groups <= 1 || group.gemm.m == 0 || group.gemm.n == 0) return DSO_OK;
-            if (group.gemm.k > 0 && group.a_stride_group % 16 != 0) return wrong("a must have aligned matrices");
-            if (group.d_stride_group % per_row != 0 ||
-                group.d_stride_group < (group.gemm.m > 1 ? d_extent : group.gemm.n))
+        case DSO_ROWS_MASKED:
+            if (group.num_groups > 1 && group.gemm.m > 0 && group.gemm.k > 0 && group.a_stride_group % 16 != 0)
+                return wrong("a must have aligned matrices");
+            if (!are_matrices_apart(group.gemm, group.num_groups, group.d_stride_group))
                 return wrong("d must have aligned matrices, apart from each other");
             return DSO_OK;
-        }
         case DSO_ROWS_OFFSETS:
         case DSO_ROWS_CONTIGUOUS:
             return DSO_OK;
     }
     return wrong("no such layout");
+}
+
+dso_status check_k_grouped_fp8_gemm(const dso_k_grouped_fp8_gemm& group) {
+    const auto wrong = [](const char* what) { return fail(DSO_INVALID, "k_grouped_fp8_gemm_nt: %s", what); };
+    DSO_TRY(check_fp8_gemm(group.gemm));
+    if (group.gemm.k % 128 != 0) return wrong("k must be a multiple of 128");
+    if (group.num_groups < 0 || group.num_groups > kMaxExtent) return wrong("the number of groups must be below 2^31");
+    if (!are_matrices_apart(group.gemm, group.num_groups, group.d_stride_group))
+        return wrong("d must have aligned matrices, apart from each other");
+    return DSO_OK;
 }
 
 }  // namespace dso

@@ -13,48 +13,54 @@ namespace {
 
 constexpr int kNumConfigs = static_cast<int>(std::size(kFp8GemmConfigs));
 
-// Fitted to measurements on an H200 (docs/fp8_gemm.md), in microseconds.
-constexpr double kLaunch = 2.6;     // of any kernel, from the first load's latency to the last store
-constexpr double kReduction = 0.6;  // of sums between CTAs of a cluster
-constexpr double kBytesPerMicrosecond = 4.2e6;
+// Fitted to the times of all plans on an H200 (benchmarks/sweep_plans.py, docs/fp8_gemm.md), in microseconds. They are
+// there to rank plans: taken by itself, none of them is a measurement.
+constexpr double kLaunch = 3.15;
+constexpr double kReduction = 0.65;  // of sums between CTAs of a cluster
+constexpr double kBytesPerMicrosecond = 5.42e6;
+constexpr double kIdle = 0.42;     // SMs without a CTA are missed by the memory, too
+constexpr double kSharing = 0.64;  // CTAs that share an SM hinder each other
+constexpr double kReread = 0.05;   // of the memory's time, for each block of rows that reads the weights again
+constexpr double kWide = 0.94;     // of the memory's time, where 128 rows of weights come together
 
-/// One step of 128 of K of a CTA that has its SM for itself, where nothing else holds it up.
-double step_time(const Fp8GemmConfig& tile) {
-    if (tile.swaps_operands) return (0.25 + 0.0019 * tile.max_rows) / (tile.num_warpgroups == 2 ? 1.35 : 1);
-    if (tile.block_n == 64) return tile.num_warpgroups == 1 ? 0.255 : 0.30;
-    return tile.num_warpgroups == 2 ? 0.46 : 0.60;
-}
+struct Cost {
+    double step;  // 128 of K, of a CTA that has its SM for itself
+    double tile;  // its epilogue, and the first step of the next
+};
 
-/// A tile's epilogue, and the first step of the next.
-double tile_time(const Fp8GemmConfig& tile) { return tile.block_n == 64 ? 0.5 : 0.9; }
+constexpr Cost kCosts[] = {
+    {0.155, 0.48}, {0.222, 0.76}, {0.339, 1.58}, {0.453, 1.19},  // tall
+    {0.160, 0.66}, {0.141, 0.39}, {0.220, 0.23}, {0.154, 0.50},  // swapped, 64 weights: 8 and 16 rows
+    {0.301, 0.22}, {0.231, 0.37}, {0.255, 0.54}, {0.200, 0.57},  // 32 and 64 rows
+    {0.239, 0.80}, {0.184, 1.01}, {0.367, 0.74}, {0.609, 1.58},  // 128 weights: 16, 32, 64 and 128 rows
+};
+static_assert(std::size(kCosts) == kNumConfigs, "a line of fp8_gemm_configs.def each");
 
 double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int num_sms) {
     const Fp8GemmConfig& tile = plan.tile();
+    const Cost& cost = kCosts[plan.config];
     const int64_t num_row_blocks = ceil_div<int64_t>(m, tile.max_rows);
     const int64_t num_ctas = num_row_blocks * ceil_div<int64_t>(n, tile.block_n) * plan.num_splits;
     const int64_t num_steps = ceil_div<int64_t>(ceil_div<int64_t>(k, 128), plan.num_splits);
     const int64_t num_rounds = ceil_div<int64_t>(num_ctas, int64_t{num_sms} * tile.ctas_per_sm);
     const int64_t sharing = std::min<int64_t>(tile.ctas_per_sm, ceil_div<int64_t>(num_ctas, num_sms));
-    const double slower = 1 + 0.4 * static_cast<double>(sharing - 1);  // CTAs that share an SM hinder each other
+    const double slower = 1 + kSharing * static_cast<double>(sharing - 1);
     const double bytes = static_cast<double>(n) * k + static_cast<double>(m) * k + 2.0 * m * n;
-    // SMs without a CTA are missed a little by the memory, too.
     const double idle = std::max(0.0, 1 - static_cast<double>(num_ctas) / num_sms);
-    const double memory = bytes / kBytesPerMicrosecond * (1 + 0.4 * idle);
-    const double work = num_rounds * (num_steps * step_time(tile) * slower + tile_time(tile));
-    // Swapped operands read the weights again for each block of rows.
-    const double reread = tile.swaps_operands ? 0.35 * (num_row_blocks - 1) * memory : 0;
-    return kLaunch + std::max(memory, work) + reread + (plan.num_splits > 1 ? kReduction + 0.05 * plan.num_splits : 0);
+    const bool is_wide = tile.swaps_operands && tile.block_n == 128;
+    const double memory = bytes / kBytesPerMicrosecond * (1 + kIdle * idle) * (is_wide ? kWide : 1);
+    const double reread = tile.swaps_operands ? kReread * static_cast<double>(num_row_blocks - 1) * memory : 0;
+    const double work = num_rounds * (num_steps * cost.step * slower + cost.tile);
+    return kLaunch + std::max(memory, work) + reread + (plan.num_splits > 1 ? kReduction : 0);
 }
 
 /// Clusters need their CTAs at once on neighbouring SMs: of larger ones fewer fit.
 bool fits_at_once(const Fp8GemmPlan& plan, int64_t num_ctas, int num_sms) {
-    const int percent = plan.num_splits <= 2 ? 100 : 90;
+    const int percent = plan.num_splits <= 2 ? 100 : 91;
     return num_ctas <= int64_t{num_sms} * plan.tile().ctas_per_sm * percent / 100;
 }
 
-bool adds_in_order(const Fp8GemmPlan& plan) {
-    return plan.num_splits == 1 && !(plan.tile().swaps_operands && plan.tile().num_warpgroups > 1);
-}
+bool adds_in_order(const Fp8GemmPlan& plan) { return plan.num_splits == 1 && plan.tile().num_k_groups == 1; }
 
 }  // namespace
 
@@ -95,7 +101,7 @@ Fp8GemmPlan plan_grouped_fp8_gemm(int64_t rows_per_group, int64_t, int64_t) {
     int best = 0;
     for (int config = 0; config < kNumConfigs; ++config) {
         const Fp8GemmConfig &tile = kFp8GemmConfigs[config], &chosen = kFp8GemmConfigs[best];
-        if (tile.swaps_operands == many || (tile.swaps_operands && tile.num_warpgroups > 1)) continue;
+        if (tile.swaps_operands == many || tile.num_k_groups > 1) continue;
         const bool is_first = chosen.swaps_operands == many;
         const bool fits = tile.max_rows >= rows_per_group;
         const bool chosen_fits = chosen.max_rows >= rows_per_group;

@@ -8,14 +8,16 @@ namespace dso {
 /// A compiled tile.
 struct Fp8GemmConfig {
     bool swaps_operands;
-    int num_warpgroups;  // that multiply
+    int num_m_groups;  // warpgroups beside each other, 64 rows of a each, unless operands are swapped
+    int num_k_groups;  // that take a step of k in turn
     int max_rows, block_n, num_stages, ctas_per_sm;
 
     static constexpr Fp8GemmConfig tall(int num_math_warpgroups, int block_n, int num_stages) {
-        return {false, num_math_warpgroups, 64 * num_math_warpgroups, block_n, num_stages, 1};
+        return {false, num_math_warpgroups, 1, 64 * num_math_warpgroups, block_n, num_stages, 1};
     }
-    static constexpr Fp8GemmConfig swapped(int max_rows, int num_k_groups, int num_stages, int ctas_per_sm) {
-        return {true, num_k_groups, max_rows, 64, num_stages, ctas_per_sm};
+    static constexpr Fp8GemmConfig swapped(int max_rows, int block_n, int num_k_groups, int num_stages,
+                                           int ctas_per_sm) {
+        return {true, 1, num_k_groups, max_rows, block_n, num_stages, ctas_per_sm};
     }
 
     /// The tile of GEMMs of many rows, for which there is a kernel of its own where these are dense.
@@ -28,7 +30,7 @@ struct Fp8GemmConfig {
     constexpr int shared_bytes() const {
         const int scales = (scale_run() + 31) / 32 * 128 + 4, barriers = 2 * 8;
         const int stage = (max_rows + block_n) * 128 + scales + barriers;
-        const int output = swaps_operands ? num_warpgroups * block_n * max_rows * 4 : max_rows * block_n * 2;
+        const int output = swaps_operands ? num_k_groups * max_rows * (block_n + 4) * 4 : max_rows * block_n * 2;
         const int used = num_stages * stage + output + 256;  // with the queue of tiles
         return (used + 1023) / 1024 * 1024;
     }

@@ -32,11 +32,11 @@ dso_status launch_fp8_gemm(const Fp8GemmLaunch& launch) {
     return launch_fp8_gemm_kernel<sm90_fp8_gemm_kernel<Shape>, Shared>(launch, Shape::kNumThreads);
 }
 
-template <int kMaxRows, int kNumKGroups, int kNumStages, int kCtasPerSm>
+template <int kMaxRows, int BLOCK_N, int kNumKGroups, int kNumStages, int kCtasPerSm>
 dso_status launch_fp8_swap_ab(const Fp8GemmLaunch& launch) {
-    using Shape = Fp8SwapAbShape<kMaxRows, kNumKGroups, kNumStages, kCtasPerSm>;
+    using Shape = Fp8SwapAbShape<kMaxRows, BLOCK_N, kNumKGroups, kNumStages, kCtasPerSm>;
     using Shared = Fp8SwapAbShared<Shape>;
-    constexpr Fp8GemmConfig config = Fp8GemmConfig::swapped(kMaxRows, kNumKGroups, kNumStages, kCtasPerSm);
+    constexpr Fp8GemmConfig config = Fp8GemmConfig::swapped(kMaxRows, BLOCK_N, kNumKGroups, kNumStages, kCtasPerSm);
     static_assert(sizeof(Shared) <= config.shared_bytes(), "the planner's view of a tile is the kernel's");
     static_assert((sizeof(Shared) + 1024) * kCtasPerSm <= 233472, "an SM has room for so many CTAs");
     return launch_fp8_gemm_kernel<sm90_fp8_gemm_swap_ab_kernel<Shape>, Shared>(launch, Shape::kNumThreads);

@@ -246,9 +246,7 @@ void wait_for_cp_async(const Arguments arguments) {
     ptx::mbarrier_wait(&shared.barrier, 0);
 }
 
-/// The CTAs of a cluster send each other 256 bytes, by the lanes or at once. Broken: before they know that the other
-/// runs.
-template <bool kAtOnce>
+/// The CTAs of a cluster send each other 256 bytes. Broken: before they know that the other runs.
 void send_when_the_other_runs(const Arguments arguments) {
     auto& shared = ptx::dynamic_shared<Shared>();
     if (threadIdx.x == 0) {
@@ -265,11 +263,8 @@ void send_when_the_other_runs(const Arguments arguments) {
     const uint32_t other = 1 - ptx::cluster_rank();
     const uint32_t barrier = ptx::cluster_address(&shared.barrier, other);
     if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(&shared.barrier, 32 * sizeof(float[2]));
-    if (!kAtOnce) {
-        ptx::store_to_cluster_async(ptx::cluster_address(received[threadIdx.x], other), sent[threadIdx.x], barrier);
-    } else if (threadIdx.x == 0) {
+    if (threadIdx.x == 0)
         ptx::copy_to_cluster_async(ptx::cluster_address(received, other), sent, 32 * sizeof(float[2]), barrier);
-    }
     ptx::mbarrier_wait(&shared.barrier, 0);
     arguments.floats[ptx::cluster_rank() * 32 + threadIdx.x] = received[threadIdx.x][1];
     if (arguments.is_broken) return;
@@ -356,8 +351,7 @@ constexpr Program kPrograms[] = {
     PROGRAM(stay_together, 32, 0, 0),
     PROGRAM(stay_in_shared_memory, 32, 1, 0),
     PROGRAM(wait_for_cp_async, 32, 0, 32),
-    PROGRAM(send_when_the_other_runs<false>, 32, 0, 64, 2),
-    PROGRAM(send_when_the_other_runs<true>, 32, 0, 64, 2),
+    PROGRAM(send_when_the_other_runs, 32, 0, 64, 2),
 };
 
 dso_status run(const Program& program, bool is_broken) {

@@ -38,8 +38,8 @@ void plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
     EXPECT(dso::is_possible(plan, m, n, k), "config %d, %d splits for %lld x %lld x %lld", plan.config, plan.num_splits,
            static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
     const dso::Fp8GemmConfig& tile = plan.tile();
-    EXPECT(!batch_invariant || (plan.num_splits == 1 && !(tile.swaps_operands && tile.num_warpgroups > 1)),
-           "%d splits, %d warpgroups", plan.num_splits, tile.num_warpgroups);
+    EXPECT(!batch_invariant || (plan.num_splits == 1 && !(tile.swaps_operands && tile.num_k_groups > 1)),
+           "%d splits, %d groups along k", plan.num_splits, tile.num_k_groups);
 
     const int64_t num_m_blocks = dso::ceil_div<int64_t>(m, tile.max_rows);
     const int64_t num_n_blocks = dso::ceil_div<int64_t>(n, tile.block_n);
@@ -89,7 +89,7 @@ void check_configs() {
         EXPECT(tile.max_rows <= kBoxLimit && tile.block_n <= kBoxLimit, "%d x %d", tile.max_rows, tile.block_n);
         EXPECT(tile.max_rows % 8 == 0 && tile.block_n % 64 == 0 && 128 % tile.block_n == 0, "%d x %d", tile.max_rows,
                tile.block_n);
-        EXPECT(tile.num_stages >= 2 && tile.num_stages % (tile.swaps_operands ? tile.num_warpgroups : 1) == 0,
+        EXPECT(tile.num_stages >= 2 && tile.num_stages % (tile.swaps_operands ? tile.num_k_groups : 1) == 0,
                "%d stages", tile.num_stages);
     }
     // Every number of rows of a group has a tile.
@@ -97,8 +97,7 @@ void check_configs() {
         const dso::Fp8GemmPlan plan = dso::plan_grouped_fp8_gemm(rows, 4096, 7168);
         EXPECT(plan.num_splits == 1 && (plan.tile().max_rows >= rows || !plan.tile().swaps_operands), "%lld rows",
                static_cast<long long>(rows));
-        EXPECT(!plan.tile().swaps_operands || plan.tile().num_warpgroups == 1, "%lld rows",
-               static_cast<long long>(rows));
+        EXPECT(!plan.tile().swaps_operands || plan.tile().num_k_groups == 1, "%lld rows", static_cast<long long>(rows));
     }
 }
 
