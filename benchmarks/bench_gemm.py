@@ -9,7 +9,7 @@ import torch
 
 import deepseek_ops
 from benchmarks import peers
-from benchmarks.harness import Case, normal, ours, some_rows, worst_row
+from benchmarks.harness import OURS, Case, normal, some_rows, worst_row
 from benchmarks.peers import Prepare
 from benchmarks.shapes import DENSE, DENSE_STAND_INS, DGRAD, LATENT, SMALL_M, Gemm, for_this_machine
 from deepseek_ops.registry import OPS
@@ -28,15 +28,20 @@ def error(inputs, out) -> float:
     return worst_row(out[rows], dequantized_product(a[rows], sfa[rows], b, sfb))
 
 
-BATCH_INVARIANT_UP_TO = 128
-"""Rows up to which k may be split, so that batch invariance may have a price."""
+VARIANTS_UP_TO = 128
+"""Rows up to which k may be split, and weights read ahead: where it has a price to go without."""
 
 
-def batch_invariant(shape: Gemm) -> dict[str, Prepare]:
-    """The op itself, kept from splitting k, in the rounds of the ordinary call."""
-    if shape.m > BATCH_INVARIANT_UP_TO:
+def called(*, batch_invariant: bool = False, b_is_constant: bool = True) -> Prepare:
+    """The op with these flags. Weights are constant, unless it is said that they are not."""
+    return lambda *arguments: partial(OPS["fp8_gemm_nt"], *arguments, batch_invariant, b_is_constant)
+
+
+def variants(shape: Gemm) -> dict[str, Prepare]:
+    """The op called in other ways, in the rounds of the ordinary call."""
+    if shape.m > VARIANTS_UP_TO:
         return {}
-    return {"batch_invariant": lambda *arguments: partial(OPS["fp8_gemm_nt"], *arguments, True)}
+    return {"batch_invariant": called(batch_invariant=True), "b_in_flight": called(b_is_constant=False)}
 
 
 @pytest.mark.parametrize("shape", for_this_machine((*DENSE, *SMALL_M, *LATENT, *DGRAD), DENSE_STAND_INS), ids=str)
@@ -46,7 +51,7 @@ def test_fp8_gemm_nt(gpu_bench, shape: Gemm):
             op="fp8_gemm_nt",
             case=str(shape),
             make=partial(operands, shape),
-            providers={**ours("fp8_gemm_nt"), **batch_invariant(shape), **peers.dense_gemm()},
+            providers={OURS: called(), **variants(shape), **peers.dense_gemm()},
             error=error,
             limit=BF16_LIMIT,
             flops=shape.flops,

@@ -26,6 +26,7 @@ def fp8_gemm_nt(
     *,
     out_dtype: torch.dtype = torch.bfloat16,
     batch_invariant: bool = False,
+    b_is_constant: bool = False,
 ) -> Tensor:
     """`d = (a * sfa) @ (b * sfb).T`, accumulated in float32.
 
@@ -39,6 +40,8 @@ def fp8_gemm_nt(
         batch_invariant: a row's bits depend on that row, `b`, `sfb` and the GPU alone: not on `m` or the other rows.
             Without it they are the same at every call of the same shape, and few rows may share `k` among SMs, which
             is faster (docs/fp8_gemm.md).
+        b_is_constant: nothing that is still running on the stream writes `b`, as for weights in inference. The GPU may
+            then read it before the work ahead of this call has ended, which hides most of a small call's latency.
 
     Returns:
         `[m, n]` in `out_dtype`; zeros where `k` is 0.
@@ -47,7 +50,7 @@ def fp8_gemm_nt(
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    return _fp8_gemm_nt(a, sfa, b, sfb, out_dtype, batch_invariant)
+    return _fp8_gemm_nt(a, sfa, b, sfb, out_dtype, batch_invariant, b_is_constant)
 
 
 def fp8_gemm_nt_out(
@@ -59,6 +62,7 @@ def fp8_gemm_nt_out(
     *,
     accumulate: bool = False,
     batch_invariant: bool = False,
+    b_is_constant: bool = False,
 ) -> None:
     """`fp8_gemm_nt` into `out`, which is overwritten, or added to with `accumulate`.
 
@@ -66,13 +70,13 @@ def fp8_gemm_nt_out(
         a, sfa, b, sfb: as in `fp8_gemm_nt`.
         out: `[m, n]` bfloat16 or float32, rows at multiples of 16 bytes, sharing no memory with the inputs.
         accumulate: `out += d`, added in float32 and rounded once.
-        batch_invariant: as in `fp8_gemm_nt`.
+        batch_invariant, b_is_constant: as in `fp8_gemm_nt`.
 
     Raises:
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    _fp8_gemm_nt_out(a, sfa, b, sfb, out, accumulate, batch_invariant)
+    _fp8_gemm_nt_out(a, sfa, b, sfb, out, accumulate, batch_invariant, b_is_constant)
 
 
 def check_fp8_gemm(
@@ -98,7 +102,13 @@ def check_gemm_out(check: Checker, out: Tensor, shape: tuple[int, ...], *inputs:
 
 
 def _check(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, batch_invariant: bool = False
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out_dtype: torch.dtype,
+    batch_invariant: bool = False,
+    b_is_constant: bool = False,
 ) -> None:
     check = Checker("fp8_gemm_nt")
     check_fp8_gemm(check, a, sfa, b, sfb)
@@ -106,7 +116,14 @@ def _check(
 
 
 def _check_out(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool, batch_invariant: bool = False
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out: Tensor,
+    accumulate: bool,
+    batch_invariant: bool = False,
+    b_is_constant: bool = False,
 ) -> None:
     check = Checker("fp8_gemm_nt_out")
     m, n, _ = check_fp8_gemm(check, a, sfa, b, sfb)
@@ -114,7 +131,13 @@ def _check_out(
 
 
 def fp8_gemm_nt_reference(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out_dtype: torch.dtype, batch_invariant: bool = False
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out_dtype: torch.dtype,
+    batch_invariant: bool = False,
+    b_is_constant: bool = False,
 ) -> Tensor:
     """The formula in plain torch: the CPU backend, and what the tests hold the kernel to."""
     a = per_token_cast_from_fp8_reference(a, sfa, torch.float32)
@@ -123,7 +146,14 @@ def fp8_gemm_nt_reference(
 
 
 def fp8_gemm_nt_out_reference(
-    a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, accumulate: bool, batch_invariant: bool = False
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out: Tensor,
+    accumulate: bool,
+    batch_invariant: bool = False,
+    b_is_constant: bool = False,
 ) -> None:
     d = fp8_gemm_nt_reference(a, sfa, b, sfb, torch.float32)
     out.copy_(out + d if accumulate else d)
@@ -131,17 +161,15 @@ def fp8_gemm_nt_out_reference(
 
 _fp8_gemm_nt = register_op(
     "fp8_gemm_nt(Tensor a, Tensor sfa, Tensor b, Tensor sfb, ScalarType out_dtype, "
-    "bool batch_invariant=False) -> Tensor",
+    "bool batch_invariant=False, bool b_is_constant=False) -> Tensor",
     check=_check,
-    fake=lambda a, sfa, b, sfb, out_dtype, batch_invariant=False: a.new_empty(
-        (a.shape[0], b.shape[0]), dtype=out_dtype
-    ),
+    fake=lambda a, sfa, b, sfb, out_dtype, *flags: a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype),
     reference=fp8_gemm_nt_reference,
 )
 
 _fp8_gemm_nt_out = register_op(
     "fp8_gemm_nt_out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor(a!) out, bool accumulate, "
-    "bool batch_invariant=False) -> ()",
+    "bool batch_invariant=False, bool b_is_constant=False) -> ()",
     check=_check_out,
     fake=lambda *args: None,
     reference=fp8_gemm_nt_out_reference,

@@ -307,14 +307,16 @@ def test_a_variant_of_ours_must_run_and_be_right_and_a_peer_need_not():
             harness.run_once(case)
 
 
-def test_batch_invariance_is_measured_where_rows_are_few():
+def test_variants_of_the_gemm_are_measured_where_rows_are_few():
     from benchmarks import bench_gemm
 
     few, many = shapes.Gemm(4, 256, 512), shapes.Gemm(4096, 256, 512)
-    assert bench_gemm.batch_invariant(many) == {}
+    assert bench_gemm.variants(many) == {}
+    assert bench_gemm.variants(few).keys() == report.VARIANTS.keys()
     a, sfa, b, sfb, dtype = inputs = bench_gemm.operands(few, 0)
-    out = bench_gemm.batch_invariant(few)["batch_invariant"](*inputs)()
-    assert torch.equal(out, deepseek_ops.fp8_gemm_nt(a, sfa, b, sfb, out_dtype=dtype, batch_invariant=True))
+    for prepare in bench_gemm.variants(few).values():
+        out = prepare(*inputs)()
+        assert torch.equal(out, deepseek_ops.fp8_gemm_nt(a, sfa, b, sfb, out_dtype=dtype, batch_invariant=True))
 
 
 def test_the_last_input_set_is_verified_too():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import deepseek_ops
-from deepseek_ops import _native, fp8_gemm_nt, to_mn_major_tma_aligned
+from deepseek_ops import _native, fp8_gemm_nt, fp8_gemm_nt_out, to_mn_major_tma_aligned
 from deepseek_ops.library import library_path
 from tests.support import BF16_LIMIT, GPU, assert_gemm_close, bits, dequantized_product, quantized_operands
 
@@ -27,20 +27,26 @@ class Gemm(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("a", "sfa", "b", "sfb", "d")),
         *((name, ctypes.c_int64) for name in ("m", "n", "k", "a_stride", "b_stride", "d_stride")),
         *((name, ctypes.c_int64) for name in ("sfa_stride_m", "sfa_stride_k", "sfb_stride_n", "sfb_stride_k")),
-        *((name, ctypes.c_int) for name in ("d_dtype", "accumulate", "batch_invariant")),
+        *((name, ctypes.c_int) for name in ("d_dtype", "accumulate", "batch_invariant", "b_is_constant")),
     ]
 
 
-def by_plan(plan: tuple[int, int], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor) -> Tensor:
+def run_plan(
+    plan: tuple[int, int], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, b_is_constant: bool = False
+) -> Tensor:
     library = ctypes.CDLL(library_path("kernels"))
     library.dso_fp8_gemm_nt_by_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-    out = torch.full((a.shape[0], b.shape[0]), torch.nan, dtype=torch.bfloat16, device=a.device)
     pointers = (x.data_ptr() for x in (a, sfa, b, sfb, out))
-    strides = (*sfa.stride(), *sfb.stride())
-    gemm = Gemm(*pointers, *a.shape[:1], *b.shape, a.stride(0), b.stride(0), out.stride(0), *strides, 0, 0, 0)
+    strides = (a.stride(0), b.stride(0), out.stride(0), *sfa.stride(), *sfb.stride())
+    gemm = Gemm(*pointers, *a.shape[:1], *b.shape, *strides, 0, 0, 0, b_is_constant)
     stream = torch.cuda.current_stream().cuda_stream
     assert library.dso_fp8_gemm_nt_by_plan(ctypes.byref(gemm), *plan, stream) == 0
     return out
+
+
+def by_plan(plan: tuple[int, int], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor) -> Tensor:
+    poisoned = torch.full((a.shape[0], b.shape[0]), torch.nan, dtype=torch.bfloat16, device=a.device)
+    return run_plan(plan, a, sfa, b, sfb, poisoned)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -71,3 +77,18 @@ def test_batch_invariant_rows_have_the_same_bits_in_any_company(n, k):
         rows = slice(500, 500 + m)
         got = fp8_gemm_nt(a[rows], sfa[rows], b, sfb, batch_invariant=True)
         assert torch.equal(bits(got), want[rows]), f"{m} rows"
+
+
+def test_calls_with_a_constant_b_wait_for_all_else_that_they_use():
+    """Each call adds to what the one before may still be computing."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    for m in (1, 24, 64, 128):
+        a, sfa, b, sfb = quantized_operands(m, 2112, 7168, "cuda")
+        start = torch.randn(m, 2112, device="cuda", generator=generator)
+        one_by_one, at_once = start.clone(), start.clone()
+        for _ in range(50):
+            fp8_gemm_nt_out(a, sfa, b, sfb, one_by_one, accumulate=True)
+            torch.cuda.synchronize()
+        for _ in range(50):
+            fp8_gemm_nt_out(a, sfa, b, sfb, at_once, accumulate=True, b_is_constant=True)
+        assert torch.equal(bits(at_once), bits(one_by_one)), f"{m} rows"

@@ -45,6 +45,7 @@ typedef struct dso_fp8_gemm {
     dso_dtype d_dtype;    // DSO_BF16 or DSO_F32
     int accumulate;       // 0: overwrite d; 1: add to it
     int batch_invariant;  // 1: a row's bits depend on that row, b and k alone
+    int b_is_constant;    // 1: nothing that is still running on the stream writes b
 } dso_fp8_gemm;
 
 DSO_API dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream stream);
@@ -84,6 +85,17 @@ typedef struct dso_m_grouped_fp8_gemm {
 } dso_m_grouped_fp8_gemm;
 
 DSO_API dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm* gemm, dso_stream stream);
+
+// d[i] = (a * sfa) @ (b * sfb).T over the columns that group i owns, or d[i] += it.
+typedef struct dso_k_grouped_fp8_gemm {
+    dso_fp8_gemm gemm;  // of all columns, k a multiple of 128, and of one matrix of d; sfb has a scale for each row
+    int64_t d_stride_group;  // between matrices of d
+    int64_t num_groups;
+    const int32_t* k_offsets;  // [num_groups + 1]: group i owns columns k_offsets[i] to k_offsets[i + 1]; an offset
+                               // counts as the largest so far, rounded down to a multiple of 128
+} dso_k_grouped_fp8_gemm;
+
+DSO_API dso_status dso_k_grouped_fp8_gemm_nt(const dso_k_grouped_fp8_gemm* group, dso_stream stream);
 
 // q, sf = x quantized with one scale per row per 128 columns.
 typedef struct dso_per_token_cast {

@@ -127,6 +127,7 @@ void fp8_gemm_nt(const py::object& a_, const py::object& sfa_, const py::object&
                             sfb.strides[1],
                             is_bf16(out) ? DSO_BF16 : DSO_F32,
                             accumulate,
+                            false,
                             false};
     const py::gil_scoped_release released;
     const dso_status status = a.is_cuda ? dso_fp8_gemm_nt(&gemm, as_stream(stream)) : dso_fp8_gemm_nt_host(&gemm);

@@ -7,7 +7,7 @@ namespace {
 constexpr int64_t kBlock = 128;
 
 void run_fp8_gemm(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor& out, bool accumulate,
-                  bool batch_invariant) {
+                  bool batch_invariant, bool b_is_constant) {
     const int64_t m = a.size(0), n = b.size(0), k = a.size(1);
     const int32_t device = a.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
@@ -28,7 +28,8 @@ void run_fp8_gemm(const Tensor& a, const Tensor& sfa, const Tensor& b, const Ten
                             sfb.stride(1),
                             out.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F32,
                             accumulate,
-                            batch_invariant};
+                            batch_invariant,
+                            b_is_constant};
     require_ok(dso_fp8_gemm_nt(&gemm, current_stream(device)));
 }
 
@@ -45,16 +46,16 @@ void check_operands(const Tensor& a, const Tensor& sfa, const Tensor& b, const T
 }  // namespace
 
 Tensor fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, ScalarType out_dtype,
-                   bool batch_invariant) {
+                   bool batch_invariant, bool b_is_constant) {
     check_operands(a, sfa, b, sfb);
     require(out_dtype == ScalarType::BFloat16 || out_dtype == ScalarType::Float, "fp8_gemm_nt: out_dtype");
     Tensor out = empty_strided({a.size(0), b.size(0)}, {b.size(0), 1}, out_dtype, a);
-    run_fp8_gemm(a, sfa, b, sfb, out, false, batch_invariant);
+    run_fp8_gemm(a, sfa, b, sfb, out, false, batch_invariant, b_is_constant);
     return out;
 }
 
 void fp8_gemm_nt_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor out,
-                     bool accumulate, bool batch_invariant) {
+                     bool accumulate, bool batch_invariant, bool b_is_constant) {
     check_operands(a, sfa, b, sfb);
     const ScalarType dtype = out.scalar_type();
     require(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float, "fp8_gemm_nt_out: out");
@@ -62,7 +63,7 @@ void fp8_gemm_nt_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const 
     require(has_contiguous_rows(out), "fp8_gemm_nt_out: rows of out must be contiguous");
     require(are_apart(out, a) && are_apart(out, sfa) && are_apart(out, b) && are_apart(out, sfb),
             "fp8_gemm_nt_out: out overlaps an input");
-    run_fp8_gemm(a, sfa, b, sfb, out, accumulate, batch_invariant);
+    run_fp8_gemm(a, sfa, b, sfb, out, accumulate, batch_invariant, b_is_constant);
 }
 
 }  // namespace dso

@@ -9,10 +9,10 @@
 namespace dso {
 
 Tensor fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, ScalarType out_dtype,
-                   bool batch_invariant);
+                   bool batch_invariant, bool b_is_constant);
 
 void fp8_gemm_nt_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor out,
-                     bool accumulate, bool batch_invariant);
+                     bool accumulate, bool batch_invariant, bool b_is_constant);
 
 Tensor m_grouped_fp8_gemm_nt_contiguous(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
                                         const Tensor& m_indices, ScalarType out_dtype);
@@ -27,6 +27,11 @@ Tensor m_grouped_fp8_gemm_nt_masked(const Tensor& a, const Tensor& sfa, const Te
 void m_grouped_fp8_gemm_nt_masked_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
                                       const Tensor& masked_m, Tensor out, std::optional<int64_t> expected_m,
                                       bool accumulate);
+
+Tensor k_grouped_fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                             const Tensor& k_offsets, ScalarType out_dtype);
+void k_grouped_fp8_gemm_nt_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
+                               const Tensor& k_offsets, Tensor out, bool accumulate);
 
 std::tuple<Tensor, Tensor> per_token_cast_to_fp8(const Tensor& x, bool use_ue8m0, bool mn_major, double amax_floor);
 

@@ -161,7 +161,7 @@ class Fp8Linear(Linear):
 
     def forward(self, x: Input) -> Tensor:
         q, sf = x if isinstance(x, tuple) else self.prepare(x)
-        return fp8_gemm_nt(q, sf, self.weight, self.weight_scale_inv, out_dtype=self.dtype)
+        return fp8_gemm_nt(q, sf, self.weight, self.weight_scale_inv, out_dtype=self.dtype, b_is_constant=True)
 
     def grouped(self, x: Input, offsets: Tensor) -> Tensor:
         """As `Linear.grouped`, without reading the offsets on the host on any device."""
