@@ -76,12 +76,20 @@ def edge_cases() -> list[tuple[str, Callable[[str], tuple[Any, ...]]]]:
     """Shapes at the edges of tiles, beside the tests' samples."""
     import torch
 
+    import deepseek_ops
     from deepseek_ops.quantize import AMAX_FLOOR
     from tests.support import quantized_operands
+
+    def k_groups(device: str) -> tuple[Any, ...]:
+        """More steps than there are stages, and more rows than a tile has."""
+        rows = [torch.randn(size, 1024, device=device).bfloat16() for size in (200, 136)]
+        operands = [x for r in rows for x in deepseek_ops.per_token_cast_to_fp8(r, mn_major=True)]
+        return *operands, torch.tensor([0, 128, 128, 1024], dtype=torch.int32, device=device), torch.bfloat16
 
     gemms = [(1, 2112, 512), (63, 136, 128), (65, 576, 384), (129, 264, 1040), (0, 128, 128)]
     tokens = [(1, 128), (5, 200), (65, 1152)]
     return [
+        ("k_grouped_fp8_gemm_nt", k_groups),
         *(
             ("fp8_gemm_nt", lambda device, s=shape: (*quantized_operands(*s, device), torch.bfloat16))
             for shape in gemms

@@ -192,7 +192,7 @@ def test_the_gemm_is_made_of_hopper_s_instructions():
 def test_promotion_finds_its_operands_in_different_register_banks():
     """`sum += scale * partial` with sum and partial in one bank takes longer, and 64 of them are a step's."""
     for name, lines in machine_code().items():
-        if "fp8_gemm" in name and "swap_ab" not in name:
+        if "fp8_gemm" in name and "swap_ab" not in name and "k_grouped" not in name:  # whose scales differ by element
             pairs = re.findall(r"FFMA R\d+, R(\d+)(?:\.reuse)?, R\d+(?:\.reuse)?, R(\d+)", "\n".join(lines))
             assert pairs, name
             assert all(int(partial) % 2 != int(total) % 2 for partial, total in pairs), name

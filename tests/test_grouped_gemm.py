@@ -25,9 +25,11 @@ from tests.samples import SAMPLES
 from tests.support import (
     BF16_LIMIT,
     FP32_LIMIT,
+    GPU,
     Guarded,
     assert_gemm_close,
     assert_rows_close,
+    bits,
     dequantized_product,
 )
 
@@ -355,3 +357,52 @@ def test_k_groups_accumulate_in_float32(dtype, device):
     want = (out + k_grouped_fp8_gemm_nt(*args, offsets)).to(dtype)
     k_grouped_fp8_gemm_nt_out(*args, offsets, out, accumulate=True)
     assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(("m", "n"), [(1, 8), (64, 120), (193, 136), (400, 264)])
+def test_k_groups_at_the_edges_of_tiles(m, n, dtype, accumulate, device):
+    """Scales of both layouts give the same bits, and nothing outside the output is written."""
+    sizes = (384, 0, 128, 1152)
+    a, sfa, b, sfb = k_operands(device, sum(sizes), m, n)
+    bounds, start = running(sizes), torch.randn(len(sizes), m, n, device=device).to(dtype)
+    outs = []
+    for scales in ((sfa, sfb), tuple(to_mn_major_tma_aligned(x) for x in (sfa, sfb))):
+        out = Guarded((len(sizes), m, n), dtype, device, strides=((m + 1) * (n + 8), n + 8, 1))
+        out.tensor.copy_(start)
+        k_grouped_fp8_gemm_nt_out(a, scales[0], b, scales[1], int32(bounds, device), out.tensor, accumulate=accumulate)
+        out.assert_intact()
+        outs.append(out.tensor.clone())
+    assert torch.equal(bits(outs[0]), bits(outs[1]))
+    for i in range(len(sizes)):
+        want = k_truth(a, sfa, b, sfb, bounds[i], bounds[i + 1]) + accumulate * start[i].double()
+        assert_gemm_close(outs[0][i], want, LIMITS[dtype])
+
+
+def test_hundreds_of_k_groups(device):
+    sizes = [128 * (i * 7 % 4 == 0) for i in range(300)]
+    args, bounds = k_operands(device, sum(sizes), 8, 16), running(sizes)
+    got = k_grouped_fp8_gemm_nt(*args, int32(bounds, device))
+    for i in (*range(9), 150, 298, 299):
+        assert_gemm_close(got[i], k_truth(*args, bounds[i], bounds[i + 1]), FP32_LIMIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="no GPU")
+def test_two_thousand_k_grouped_calls_give_the_same_bits():
+    """Ragged groups of several tiles, overwritten and added up, with other work between the calls."""
+    sizes = (1024, 128, 0, 2048, 640)
+    args, offsets = k_operands("cuda", sum(sizes), 520, 712), int32(running(sizes), "cuda")
+    want = k_grouped_fp8_gemm_nt(*args, offsets)
+    for i in range(len(sizes)):
+        assert_gemm_close(want[i], k_truth(*args, *running(sizes)[i : i + 2]), FP32_LIMIT)
+    wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+    out = torch.empty_like(want)
+    for call in range(2000):
+        out.fill_(torch.nan)
+        k_grouped_fp8_gemm_nt_out(*args, offsets, out)
+        wrong += (bits(out) != bits(want)).sum()
+        if call % 100 == 0:
+            assert wrong == 0, f"call {call}"
+    assert wrong == 0

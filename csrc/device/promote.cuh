@@ -22,17 +22,32 @@ DSO_DEVICE void promote(float (&sum)[kCount], const float (&partial)[kCount], fl
 }
 
 /// The same where the tile's columns have the scales: those of columns 8 * j + 2 * (lane % 4) and of the next one are
-/// `column_scales[j]`, both times `scale`.
+/// `column_scales[j * stride]`, both times `scale`.
 template <int kCount>
-DSO_DEVICE void promote_columns(float (&sum)[kCount], const float (&partial)[kCount],
-                                const float2 (&column_scales)[kCount / 4], float scale) {
+DSO_DEVICE void promote_columns(float (&sum)[kCount], const float (&partial)[kCount], const float2* column_scales,
+                                int stride, float scale) {
 #pragma unroll
     for (int j = 0; j < kCount / 4; ++j) {
-        const float even = column_scales[j].x * scale, odd = column_scales[j].y * scale;
+        const float even = column_scales[j * stride].x * scale, odd = column_scales[j * stride].y * scale;
         sum[4 * j + 0] += even * partial[4 * j + 0];
         sum[4 * j + 1] += odd * partial[4 * j + 1];
         sum[4 * j + 2] += even * partial[4 * j + 2];
         sum[4 * j + 3] += odd * partial[4 * j + 3];
+    }
+}
+
+/// The same where rows and columns have scales. `column_scales` points to those of columns 2 * (lane % 4) onward, in
+/// shared memory: a thread needs a quarter of them, more than it has registers for.
+template <int kCount>
+DSO_DEVICE void promote_outer(float (&sum)[kCount], const float (&partial)[kCount], float upper_scale,
+                              float lower_scale, const float* column_scales) {
+#pragma unroll
+    for (int j = 0; j < kCount / 4; ++j) {
+        const float2 column = *reinterpret_cast<const float2*>(column_scales + 8 * j);
+        sum[4 * j + 0] += (upper_scale * column.x) * partial[4 * j + 0];
+        sum[4 * j + 1] += (upper_scale * column.y) * partial[4 * j + 1];
+        sum[4 * j + 2] += (lower_scale * column.x) * partial[4 * j + 2];
+        sum[4 * j + 3] += (lower_scale * column.y) * partial[4 * j + 3];
     }
 }
 

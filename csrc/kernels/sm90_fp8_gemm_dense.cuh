@@ -20,6 +20,7 @@
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 
+#include "device/store_tile.cuh"
 #include "kernels/sm90_fp8_gemm.cuh"
 
 namespace dso {
@@ -63,34 +64,6 @@ DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const 
     }
 }
 
-/// A warpgroup's 64 rows to d, through its panels. The store runs on while the next tile is computed.
-template <typename Shape>
-DSO_DEVICE void fp8_gemm_dense_store(Fp8GemmDenseShared<Shape>& shared, const TensorMap* map_d,
-                                     const RowSchedule& schedule, const float (&sum)[Shape::BLOCK_N / 2], int warpgroup,
-                                     int row, int column) {
-    const uint32_t thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32, barrier = 1 + warpgroup;
-    auto& panels = shared.panels[warpgroup];
-    if (thread == 0) ptx::tma_store_wait_read<0>();  // the previous tile has left the panels
-    ptx::named_barrier_sync(barrier, 128);
-#pragma unroll
-    for (int j = 0; j < Shape::BLOCK_N / 16; ++j) {
-        const float* x = &sum[8 * j];
-        ptx::stmatrix_x4(panels[j / 4] + swizzled_offset(warp * 16 + lane % 16, j % 4 * 2 + lane / 16),
-                         ptx::pack_bf16x2(x[0], x[1]), ptx::pack_bf16x2(x[2], x[3]), ptx::pack_bf16x2(x[4], x[5]),
-                         ptx::pack_bf16x2(x[6], x[7]));
-    }
-    ptx::fence_proxy_async_shared();
-    ptx::named_barrier_sync(barrier, 128);
-    if (thread == 0) {
-#pragma unroll
-        for (int panel = 0; panel < Shape::BLOCK_N / 64; ++panel) {
-            if (row < schedule.m && column + panel * 64 < schedule.n)
-                ptx::tma_store_3d(map_d, panels[panel], column + panel * 64, row, 0);
-        }
-        ptx::tma_store_commit();
-    }
-}
-
 /// A math warpgroup's whole life: a tile's steps, then its epilogue.
 template <typename Shape>
 DSO_DEVICE void fp8_gemm_dense_consume(Fp8GemmDenseShared<Shape>& shared, const TensorMap* map_d,
@@ -121,8 +94,9 @@ DSO_DEVICE void fp8_gemm_dense_consume(Fp8GemmDenseShared<Shape>& shared, const 
             if (threadIdx.x % 32 == 0) shared.pipeline.release(state);
             promote(sum, partial, upper, lower);
         }
-        fp8_gemm_dense_store<Shape>(shared, map_d, arguments.schedule, sum, warpgroup,
-                                    tile.m_block * Shape::kMaxRows + first_row, tile.n_block * Shape::BLOCK_N);
+        store_tile_by_tma(shared.panels[warpgroup], map_d, sum, 1 + warpgroup,
+                          {0, tile.m_block * Shape::kMaxRows + first_row, tile.n_block * Shape::BLOCK_N,
+                           arguments.schedule.m, arguments.schedule.n});
     }
     if (threadIdx.x % 128 == 0) ptx::tma_store_wait_read<0>();  // shared memory must outlive the last store's reads
 }

@@ -17,6 +17,8 @@ dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm*, int, int, dso_stream) { 
 
 dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm*, dso_stream) { return no_kernel(); }
 
+dso_status dso_k_grouped_fp8_gemm_nt(const dso_k_grouped_fp8_gemm*, dso_stream) { return no_kernel(); }
+
 dso_status dso_per_token_cast_to_fp8(const dso_per_token_cast*, dso_stream) { return no_kernel(); }
 
 dso_status dso_per_block_cast_to_fp8(const dso_per_block_cast*, dso_stream) { return no_kernel(); }

@@ -22,6 +22,11 @@ DSO_DEVICE void tma_load_3d(void* destination, const TensorMap* map, uint64_t* b
         : "memory");
 }
 
+/// `cp.async.bulk.prefetch.L2`: asks for `num_bytes` from `source` on, both multiples of 16, to be in L2 soon.
+DSO_DEVICE void prefetch_to_l2(const void* source, uint32_t num_bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(num_bytes) : "memory");
+}
+
 /// `cp.async.bulk.tensor.3d`, shared to global. What lies outside the tensor is not written.
 DSO_DEVICE void tma_store_3d(const TensorMap* map, const void* source, int column, int row, int matrix) {
     asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),

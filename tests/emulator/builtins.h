@@ -34,6 +34,12 @@ template <typename T>
 T __shfl_xor_sync(uint32_t mask, T value, int distance) {
     return emulator::shuffle("__shfl_xor_sync", mask, value, (emulator::lane_index() ^ distance) % 32);
 }
+inline int __reduce_max_sync(uint32_t mask, int value) {
+    const uint32_t* values = emulator::meet_in_full("__reduce_max_sync", mask, static_cast<uint32_t>(value));
+    int largest = value;
+    for (int lane = 0; lane < 32; ++lane) largest = std::max(largest, static_cast<int>(values[lane]));
+    return largest;
+}
 template <typename T>
 T __shfl_up_sync(uint32_t mask, T value, uint32_t distance) {
     const uint32_t lane = emulator::lane_index();

@@ -22,7 +22,7 @@ class Gemm(ctypes.Structure):
         *fields(ctypes.c_void_p, "a sfa b sfb d"),
         *fields(ctypes.c_int64, "m n k a_stride b_stride d_stride"),
         *fields(ctypes.c_int64, "sfa_stride_m sfa_stride_k sfb_stride_n sfb_stride_k"),
-        *fields(ctypes.c_int, "d_dtype accumulate batch_invariant"),
+        *fields(ctypes.c_int, "d_dtype accumulate batch_invariant b_is_constant"),
     ]
 
 
@@ -35,6 +35,14 @@ class GroupedGemm(ctypes.Structure):
         *fields(ctypes.c_void_p, "layout"),
         *fields(ctypes.c_int64, "expected_m"),
         *fields(ctypes.c_int, "clear_unowned"),
+    ]
+
+
+class KGroupedGemm(ctypes.Structure):
+    _fields_ = [
+        ("gemm", Gemm),
+        *fields(ctypes.c_int64, "d_stride_group num_groups"),
+        *fields(ctypes.c_void_p, "k_offsets"),
     ]
 
 
@@ -136,6 +144,17 @@ class Kernels:
         call = GroupedGemm(gemm, *of_group, b.shape[0], row_layout, layout.data_ptr(), expected_m, clear_unowned)
         self._call("dso_m_grouped_fp8_gemm_nt", call)
 
+    def k_grouped_fp8_gemm_nt(
+        self,
+        operands: tuple[Tensor, Tensor, Tensor, Tensor],
+        d: Tensor,
+        k_offsets: Tensor,
+        *,
+        accumulate: bool = False,
+    ) -> None:
+        gemm = gemm_of(operands, d[0], accumulate)
+        self._call("dso_k_grouped_fp8_gemm_nt", KGroupedGemm(gemm, d.stride(0), d.shape[0], k_offsets.data_ptr()))
+
     def per_token_cast(self, x: Tensor, q: Tensor, sf: Tensor, *, use_ue8m0: bool = False) -> None:
         extents = (*x.shape, *x.stride()[:2], *sf.stride())
         call = PerTokenCast(pointer(x), pointer(q), pointer(sf), *extents, DTYPES[x.dtype], 1e-4, use_ue8m0)
@@ -174,4 +193,4 @@ def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:
     pointers = (pointer(x) for x in (a, sfa, b, sfb, d))
     extents = (a.shape[0], b.shape[0], a.shape[1])
     rows = (a.stride(0), b.stride(0), d.stride(0))
-    return Gemm(*pointers, *extents, *rows, *sfa.stride(), *sfb.stride(), DTYPES[d.dtype], accumulate, 0)
+    return Gemm(*pointers, *extents, *rows, *sfa.stride(), *sfb.stride(), DTYPES[d.dtype], accumulate, 0, 0)

@@ -222,6 +222,41 @@ def test_nobodys_rows_can_be_cleared(kernels):
     out.assert_intact()
 
 
+# ------------------------------------------------------------------------------------------- K-grouped GEMMs
+
+K_OFFSETS = [
+    pytest.param((0, 128, 128, 1024), [(0, 128), (128, 128), (128, 1024)], id="one group empty"),
+    pytest.param((130, 300, 1023), [(128, 256), (256, 896)], id="not multiples of 128"),
+    pytest.param((512, -4, 256, INT_MAX), [(512, 512), (512, 512), (512, 1024)], id="out of order and out of bounds"),
+    pytest.param((INT_MIN, INT_MIN), [(0, 0)], id="nothing"),
+]
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize(("offsets", "ranges"), K_OFFSETS)
+@pytest.mark.parametrize(("m", "n"), [(1, 8), (70, 136), (200, 72)])
+def test_each_k_group_sums_over_its_columns(m, n, offsets, ranges, dtype, accumulate, kernels):
+    x, y = torch.randn(m, 1024).bfloat16(), torch.randn(n, 1024).bfloat16()
+    a, sfa = deepseek_ops.per_token_cast_to_fp8(x)
+    b, sfb = deepseek_ops.per_token_cast_to_fp8(y)
+    start, first = torch.randn(len(ranges), m, n).to(dtype), None
+    for seed, scales in enumerate([(sfa, sfb), tuple(to_mn_major_tma_aligned(sf) for sf in (sfa, sfb))]):
+        out = Guarded((len(ranges), m, n), dtype, "cpu", strides=((m + 1) * (n + 8), n + 8, 1))
+        out.tensor.copy_(start)
+        kernels.use(num_sms=2 + seed, seed=seed)
+        kernels.k_grouped_fp8_gemm_nt((a, scales[0], b, scales[1]), out.tensor, int32(offsets), accumulate=accumulate)
+        out.assert_intact()
+        first = out.tensor.clone() if first is None else first
+        assert torch.equal(bits(out.tensor), bits(first))
+    for i, (begin, end) in enumerate(ranges):
+        columns = torch.arange(begin, end)
+        want = (a.double() * sfa.double().repeat_interleave(128, 1))[:, columns] @ (
+            b.double() * sfb.double().repeat_interleave(128, 1)
+        )[:, columns].T
+        assert_gemm_close(first[i], want + accumulate * start[i].double(), LIMITS[dtype])
+
+
 # -------------------------------------------------------------------- quantization, SwiGLU and the norm
 
 ROWS = [(1, 3, 300), (2, 5, 136), (1, 33, 512), (1, 1, 7)]

@@ -136,6 +136,11 @@ void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int
     });
 }
 
+void prefetch_to_l2(const void* source, uint32_t num_bytes) {
+    if (reinterpret_cast<uintptr_t>(source) % 16 != 0 || num_bytes % 16 != 0)
+        fail("cp.async.bulk.prefetch.L2: %u bytes from %p, not both multiples of 16", num_bytes, source);
+}
+
 void tma_store_3d(const TensorMap* map, const void* source, int column, int row, int matrix) {
     maybe_pause();
     const char* const name = "a TMA store";
