@@ -152,6 +152,28 @@ typedef struct dso_norm {
 
 DSO_API dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream);
 
+// The rows of a step's tokens in the paged latent cache: norm(kv_c) | rope(k_pe), or the FP8 format of that.
+typedef struct dso_latent_write {
+    const void* kv_c;         // [num_tokens, kv_lora_rank] of dtype, rows contiguous
+    const void* k_pe;         // [num_tokens, rope_dim] of dtype, rows contiguous
+    const void* positions;    // [num_tokens] int32 or int64
+    const float* cos_sin;     // [max_position, rope_dim], contiguous: rope_dim / 2 cosines, as many sines
+    const void* slots;        // [num_tokens] int32 or int64; a slot that does not exist is skipped
+    void* kv_cache;           // [num_pages, page_size, kv_lora_rank + rope_dim] of dtype, or 656 bytes with fp8
+    const void* norm_weight;  // [kv_lora_rank] of weight_dtype; null: the latents are written as they are
+    int64_t num_tokens, kv_lora_rank, rope_dim, max_position, num_pages, page_size;
+    int64_t kv_c_stride, k_pe_stride;  // between tokens
+    int64_t page_stride, row_stride;   // of the cache, in its elements, which are bytes with fp8
+    dso_dtype dtype, weight_dtype;     // the weight's is that of kv_c, or DSO_F32
+    int fp8;                           // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16
+    int positions_are_64_bit, slots_are_64_bit;
+    int interleaved;   // 1: pairs are neighbours; 0: channels i and i + rope_dim / 2
+    float eps;         // positive, with norm_weight
+    float amax_floor;  // at least 1e-30, with fp8
+} dso_latent_write;
+
+DSO_API dso_status dso_mla_cache_write(const dso_latent_write* write, dso_stream stream);
+
 // The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside
 // torch.
 DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);

@@ -79,6 +79,16 @@ class Norm(ctypes.Structure):
     ]
 
 
+class LatentWrite(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "kv_c k_pe positions cos_sin slots kv_cache norm_weight"),
+        *fields(ctypes.c_int64, "num_tokens kv_lora_rank rope_dim max_position num_pages page_size"),
+        *fields(ctypes.c_int64, "kv_c_stride k_pe_stride page_stride row_stride"),
+        *fields(ctypes.c_int, "dtype weight_dtype fp8 positions_are_64_bit slots_are_64_bit interleaved"),
+        *fields(ctypes.c_float, "eps amax_floor"),
+    ]
+
+
 def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -167,6 +177,27 @@ class Kernels:
         pointers = [pointer(t) for t in (x, residual, weight, residual_out, y, q, sf)]
         extents = (*x.shape, *x.stride()[:2], *strides(residual, 3)[:2], *strides(sf, 3))
         self._call("dso_rms_norm", Norm(*pointers, *extents, DTYPES[x.dtype], DTYPES[weight.dtype], eps, 1e-4, 0))
+
+    def mla_cache_write(
+        self,
+        kv_c: Tensor,
+        k_pe: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slots: Tensor,
+        kv_cache: Tensor,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 1e-6,
+        interleaved: bool = True,
+    ) -> None:
+        operands = (kv_c, k_pe, positions, cos_sin, slots, kv_cache, norm_weight)
+        extents = (*kv_c.shape, k_pe.shape[1], cos_sin.shape[0], *kv_cache.shape[:2])
+        rows = (kv_c.stride(0), k_pe.stride(0), *kv_cache.stride()[:2])
+        dtypes = (DTYPES[kv_c.dtype], DTYPES[kv_c.dtype if norm_weight is None else norm_weight.dtype])
+        wide = (x.dtype == torch.int64 for x in (positions, slots))
+        options = (*dtypes, kv_cache.dtype == torch.uint8, *wide, interleaved, eps, 1e-4)
+        self._call("dso_mla_cache_write", LatentWrite(*map(pointer, operands), *extents, *rows, *options))
 
 
 def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:

@@ -302,3 +302,93 @@ def test_rms_norm_is_rounded_once_and_its_quantized_form_agrees(shape, dtype, ad
     q, sf = Guarded(shape, torch.float8_e4m3fn, "cpu"), guarded_scales(*shape, True)
     kernels.rms_norm(x, weight, None, q=q.tensor, sf=sf.tensor, **options)
     assert_quantized(q, sf, deepseek_ops.per_token_cast_to_fp8(y.tensor.clone(), mn_major=True))
+
+
+# --------------------------------------------------------------------------------- the latent cache of MLA
+
+WILD = (-1, INT_MAX, INT_MIN, -(2**63), 2**62)
+
+
+def tokens(t: int, rank: int, rope_dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Slices of one projection, as a model has them, and positions inside and outside of the table."""
+    both = torch.randn(t, rank + rope_dim).to(dtype)
+    positions = torch.randint(-5, 60, (t,))
+    positions[0] = INT_MAX
+    return both[:, :rank], both[:, rank:], positions, deepseek_ops.rope_cos_sin(50, rope_dim)
+
+
+def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, *, gap: int = 1) -> Guarded:
+    _, page_size, width = shape
+    return Guarded(shape, dtype, "cpu", strides=(gap * page_size * width, width, 1))
+
+
+def assert_written_alike(got: Guarded, want: Guarded) -> None:
+    """The bits of every row, written or not."""
+    assert torch.equal(bits(got.tensor), bits(want.tensor))
+    got.assert_intact()
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("cache", ["like", "fp8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cache_row_is_the_references_bit_for_bit_without_a_norm(dtype, cache, interleaved, kernels):
+    """On four SMs 5 tokens have a CTA each, 70 a warp, and 600 share one in fours; some have no slot."""
+    for t, gap, index in ((5, 1, torch.int32), (70, 2, torch.int64), (600, 2, torch.int64)):
+        kv_c, k_pe, positions, cos_sin = tokens(t, 512, 64, dtype)
+        slots = torch.randperm(640)[:t]
+        slots[1:4] = torch.tensor(WILD[:3])
+        if index == torch.int64:
+            slots[-2:] = torch.tensor(WILD[3:])
+        arguments = (kv_c, k_pe, positions.to(index), cos_sin, slots.to(index))
+        shape = (64, 10, 656 if cache == "fp8" else 576)
+        got, want = (empty_cache(shape, torch.uint8 if cache == "fp8" else dtype, gap=gap) for _ in range(2))
+        kernels.mla_cache_write(*arguments, got.tensor, interleaved=interleaved)
+        deepseek_ops.mla_cache_write(*arguments, want.tensor, interleaved=interleaved)
+        assert_written_alike(got, want)
+
+
+@pytest.mark.parametrize("wide_weight", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("t", [5, 600])
+def test_normed_latents_in_the_cache_are_those_of_the_norm(t, dtype, wide_weight, kernels):
+    """Bit for bit those of the kernel of `rms_norm`, quantized in the FP8 format."""
+    kv_c, k_pe, positions, cos_sin = tokens(t, 512, 64, dtype)
+    weight = torch.randn(512).to(torch.float32 if wide_weight else dtype)
+    slots = torch.randperm(640)[:t]
+    normed = torch.empty(t, 512, dtype=dtype)
+    kernels.rms_norm(kv_c[None], weight, normed[None], eps=1e-3)
+    for kind, width in ((dtype, 576), (torch.uint8, 656)):
+        got, want = (empty_cache((64, 10, width), kind) for _ in range(2))
+        kernels.mla_cache_write(kv_c, k_pe, positions, cos_sin, slots, got.tensor, norm_weight=weight, eps=1e-3)
+        deepseek_ops.mla_cache_write(normed, k_pe, positions, cos_sin, slots, want.tensor)
+        assert_written_alike(got, want)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("extents", [(5, 2), (32, 16), (136, 24), (520, 64), (1100, 264), (1, 300)], ids=str)
+def test_any_latents_and_keys_go_into_the_cache(extents, interleaved, kernels):
+    rank, rope_dim = extents
+    for dtype in (torch.bfloat16, torch.float32):
+        arguments, slots = tokens(7, rank, rope_dim, dtype), torch.randperm(12)[:7]
+        got, want = (empty_cache((4, 3, rank + rope_dim), dtype) for _ in range(2))
+        kernels.mla_cache_write(*arguments, slots, got.tensor, interleaved=interleaved)
+        apart = [x.contiguous() for x in arguments]
+        deepseek_ops.mla_cache_write(*apart, slots, want.tensor, interleaved=interleaved)
+        assert_written_alike(got, want)
+        weight = torch.randn(rank)
+        kernels.mla_cache_write(*arguments, slots, got.tensor, norm_weight=weight, interleaved=interleaved)
+        wide = arguments[0].double()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.double()
+        assert_rounded_once(got.tensor.view(12, -1)[slots][:, :rank], wide)
+        assert torch.equal(bits(got.tensor[..., rank:]), bits(want.tensor[..., rank:]))
+        got.assert_intact()
+
+
+def test_rows_of_the_fp8_cache_need_no_more_than_four_bytes_of_alignment(kernels):
+    arguments, slots = tokens(5, 512, 64, torch.bfloat16), torch.randperm(12)[:5]
+    got, want = (Guarded((4, 3, 656), torch.uint8, "cpu", strides=(3 * 660, 660, 1)) for _ in range(2))
+    kernels.mla_cache_write(*arguments, slots, got.tensor)
+    whole = torch.full((4, 3, 656), 255, dtype=torch.uint8)
+    deepseek_ops.mla_cache_write(*arguments, slots, whole)
+    want.tensor.copy_(whole)
+    assert_written_alike(got, want)
