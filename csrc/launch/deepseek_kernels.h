@@ -152,6 +152,21 @@ typedef struct dso_norm {
 
 DSO_API dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream);
 
+// y = x with each pair of channels of a token rotated by the angles of its position.
+typedef struct dso_rotation {
+    const void* x;          // [t, num_heads, d] of dtype, rows contiguous
+    void* y;                // [t, num_heads, d] of dtype, contiguous
+    const void* positions;  // [t] int32 or int64, clamped to the table
+    const float* cos_sin;   // [max_position, d], rows contiguous: d / 2 cosines, then as many sines
+    int64_t t, num_heads, d, max_position;
+    int64_t x_stride_t, x_stride_head, cos_sin_stride;
+    dso_dtype dtype;
+    int positions_are_64_bit;
+    int interleaved;  // 1: pairs are neighbours; 0: channels i and i + d / 2
+} dso_rotation;
+
+DSO_API dso_status dso_rope(const dso_rotation* rotation, dso_stream stream);
+
 // The rows of a step's tokens in the paged latent cache: norm(kv_c) | rope(k_pe), or the FP8 format of that.
 typedef struct dso_latent_write {
     const void* kv_c;         // [num_tokens, kv_lora_rank] of dtype, rows contiguous

@@ -25,6 +25,8 @@ dso_status dso_silu_mul(const dso_swiglu*, dso_stream) { return no_kernel(); }
 
 dso_status dso_rms_norm(const dso_norm*, dso_stream) { return no_kernel(); }
 
+dso_status dso_rope(const dso_rotation*, dso_stream) { return no_kernel(); }
+
 dso_status dso_mla_cache_write(const dso_latent_write*, dso_stream) { return no_kernel(); }
 
 }  // extern "C"

@@ -21,9 +21,6 @@ bool has_internal_overlap(const Tensor& x) {
     return false;
 }
 
-/// Between indices of `dim`; 0 where there is only one, whatever it says.
-int64_t stride_of(const Tensor& x, int64_t dim) { return x.size(dim) > 1 ? x.stride(dim) : 0; }
-
 }  // namespace
 
 void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& positions, const Tensor& cos_sin,

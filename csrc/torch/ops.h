@@ -47,6 +47,8 @@ std::tuple<Tensor, Tensor, Tensor> add_rms_norm_cast_to_fp8(const Tensor& x, con
                                                             const Tensor& weight, double eps, bool use_ue8m0,
                                                             bool mn_major);
 
+Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& cos_sin, bool interleaved);
+
 void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& positions, const Tensor& cos_sin,
                      const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
                      bool interleaved);

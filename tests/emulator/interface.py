@@ -79,6 +79,14 @@ class Norm(ctypes.Structure):
     ]
 
 
+class Rotation(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x y positions cos_sin"),
+        *fields(ctypes.c_int64, "t num_heads d max_position x_stride_t x_stride_head cos_sin_stride"),
+        *fields(ctypes.c_int, "dtype positions_are_64_bit interleaved"),
+    ]
+
+
 class LatentWrite(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_void_p, "kv_c k_pe positions cos_sin slots kv_cache norm_weight"),
@@ -177,6 +185,11 @@ class Kernels:
         pointers = [pointer(t) for t in (x, residual, weight, residual_out, y, q, sf)]
         extents = (*x.shape, *x.stride()[:2], *strides(residual, 3)[:2], *strides(sf, 3))
         self._call("dso_rms_norm", Norm(*pointers, *extents, DTYPES[x.dtype], DTYPES[weight.dtype], eps, 1e-4, 0))
+
+    def rope(self, x: Tensor, positions: Tensor, cos_sin: Tensor, y: Tensor, *, interleaved: bool = True) -> None:
+        extents = (*x.shape, cos_sin.shape[0], *x.stride()[:2], cos_sin.stride(0))
+        options = (DTYPES[x.dtype], positions.dtype == torch.int64, interleaved)
+        self._call("dso_rope", Rotation(*map(pointer, (x, y, positions, cos_sin)), *extents, *options))
 
     def mla_cache_write(
         self,

@@ -304,6 +304,27 @@ def test_rms_norm_is_rounded_once_and_its_quantized_form_agrees(shape, dtype, ad
     assert_quantized(q, sf, deepseek_ops.per_token_cast_to_fp8(y.tensor.clone(), mn_major=True))
 
 
+# ---------------------------------------------------------------------------------------------- the rotation
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 64), (40, 1, 64), (5, 130, 64), (2, 3, 2), (3, 5, 20), (2, 2, 24), (1, 2, 4104)], ids=str
+)
+def test_the_rotation_is_the_references_bit_for_bit(shape, dtype, interleaved, kernels):
+    """Of the last channels of each head, as a model has them; the largest shapes give a thread several heads."""
+    t, heads, d = shape
+    wide = torch.full((t, heads, d + 128), torch.nan, dtype=dtype)
+    x = wide[..., 128:].copy_(torch.randn(shape))
+    table = torch.full((50, d + 4), torch.nan)[:, :d].copy_(deepseek_ops.rope_cos_sin(50, d))
+    for positions in (torch.randint(-5, 60, (t,)), torch.full((t,), INT_MAX, dtype=torch.int32)):
+        y = Guarded(shape, dtype, "cpu")
+        kernels.rope(x, positions, table, y.tensor, interleaved=interleaved)
+        assert torch.equal(bits(y.tensor), bits(deepseek_ops.rope(x, positions, table, interleaved=interleaved)))
+        y.assert_intact()
+
+
 # --------------------------------------------------------------------------------- the latent cache of MLA
 
 WILD = (-1, INT_MAX, INT_MIN, -(2**63), 2**62)
