@@ -189,6 +189,20 @@ typedef struct dso_latent_write {
 
 DSO_API dso_status dso_mla_cache_write(const dso_latent_write* write, dso_stream stream);
 
+// Attention over the union of two sets of keys, from the attention over each; lse -inf says that a set is empty.
+typedef struct dso_attn_states {
+    const void *out_a, *out_b;   // [groups, m, d] of dtype, rows contiguous
+    const float *lse_a, *lse_b;  // [groups, m], contiguous, natural logarithms
+    void* out;                   // [groups, m, d] of dtype, contiguous
+    float* lse;                  // [groups, m], contiguous
+    int64_t num_groups, m, d;
+    int64_t a_stride_group, a_stride_m;
+    int64_t b_stride_group, b_stride_m;
+    dso_dtype dtype;
+} dso_attn_states;
+
+DSO_API dso_status dso_merge_attn_states(const dso_attn_states* states, dso_stream stream);
+
 // The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside
 // torch.
 DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);

@@ -53,4 +53,7 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
                      const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
                      bool interleaved);
 
+std::tuple<Tensor, Tensor> merge_attn_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
+                                             const Tensor& lse_b);
+
 }  // namespace dso

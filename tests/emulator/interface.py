@@ -97,6 +97,14 @@ class LatentWrite(ctypes.Structure):
     ]
 
 
+class AttnStates(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "out_a out_b lse_a lse_b out lse"),
+        *fields(ctypes.c_int64, "num_groups m d a_stride_group a_stride_m b_stride_group b_stride_m"),
+        *fields(ctypes.c_int, "dtype"),
+    ]
+
+
 def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -211,6 +219,13 @@ class Kernels:
         wide = (x.dtype == torch.int64 for x in (positions, slots))
         options = (*dtypes, kv_cache.dtype == torch.uint8, *wide, interleaved, eps, 1e-4)
         self._call("dso_mla_cache_write", LatentWrite(*map(pointer, operands), *extents, *rows, *options))
+
+    def merge_attn_states(
+        self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor
+    ) -> None:
+        pointers = map(pointer, (out_a, out_b, lse_a, lse_b, out, lse))
+        extents = (*out_a.shape, *out_a.stride()[:2], *out_b.stride()[:2])
+        self._call("dso_merge_attn_states", AttnStates(*pointers, *extents, DTYPES[out_a.dtype]))
 
 
 def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:

@@ -413,3 +413,32 @@ def test_rows_of_the_fp8_cache_need_no_more_than_four_bytes_of_alignment(kernels
     deepseek_ops.mla_cache_write(*arguments, slots, whole)
     want.tensor.copy_(whole)
     assert_written_alike(got, want)
+
+
+# ------------------------------------------------------------------------------- merging attention states
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 9, 512), (2, 5, 128), (3, 7, 20), (1, 2, 4104), (2, 3, 0)], ids=str)
+def test_states_are_merged_by_their_weights_and_an_empty_one_leaves_the_other_alone(shape, dtype, kernels):
+    groups, m, _ = shape
+    outs = [rows_with_gaps(shape, dtype) for _ in range(2)]
+    lses = [torch.randn(groups, m) * 4 for _ in range(2)]
+    lses[0][0, 0] = lses[1][-1, -1] = -torch.inf
+    lses[0][0, 1] = lses[1][0, 1] = -torch.inf
+    outs[0][0, 0] = outs[1][-1, -1] = torch.nan
+    outs[0][0, 1] = outs[1][0, 1] = torch.nan
+    out, lse = Guarded(shape, dtype, "cpu"), Guarded((groups, m), torch.float32, "cpu")
+    kernels.merge_attn_states(outs[0], lses[0], outs[1], lses[1], out.tensor, lse.tensor)
+    out.assert_intact()
+    lse.assert_intact()
+
+    want, want_lse = deepseek_ops.merge_attn_states(outs[0], lses[0], outs[1], lses[1])
+    empty = lses[0].isneginf() | lses[1].isneginf()
+    assert torch.equal(bits(out.tensor[empty]), bits(want[empty]))
+    assert torch.equal(lse.tensor[empty], want_lse[empty])
+    a, b = (lse_i[~empty].double() for lse_i in lses)
+    total = torch.logaddexp(a, b)
+    assert torch.allclose(lse.tensor[~empty].double(), total, rtol=2**-22, atol=2**-22)
+    terms = [torch.exp(x - total)[:, None] * y[~empty].double() for x, y in zip((a, b), outs, strict=True)]
+    assert_rounded_once(out.tensor[~empty], terms[0] + terms[1], 4 * (terms[0].abs() + terms[1].abs()))
