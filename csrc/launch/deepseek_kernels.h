@@ -203,6 +203,31 @@ typedef struct dso_attn_states {
 
 DSO_API dso_status dso_merge_attn_states(const dso_attn_states* states, dso_stream stream);
 
+// out[r, :] = x[token_idx[r], :], and zeros where that is no token.
+typedef struct dso_row_gather {
+    const void* x;             // [t, d], any strides
+    const int32_t* token_idx;  // [num_rows]
+    void* out;                 // [num_rows, d], contiguous
+    int64_t t, d, num_rows;
+    int64_t x_stride_t, x_stride_d;
+    int64_t element_bytes;  // 1, 2, 4, 8 or 16
+} dso_row_gather;
+
+DSO_API dso_status dso_moe_permute(const dso_row_gather* gather, dso_stream stream);
+
+// out[i, :] = sum over j of topk_weights[i, j] * y[row_idx[i, j], :], without those of no row.
+typedef struct dso_row_sum {
+    const void* y;              // [num_rows, d] of dtype, rows contiguous
+    const int32_t* row_idx;     // [t, num_topk], contiguous
+    const float* topk_weights;  // [t, num_topk], contiguous
+    void* out;                  // [t, d] of dtype, contiguous
+    int64_t num_rows, t, d, num_topk;
+    int64_t y_stride;
+    dso_dtype dtype;
+} dso_row_sum;
+
+DSO_API dso_status dso_moe_unpermute(const dso_row_sum* sum, dso_stream stream);
+
 // The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside
 // torch.
 DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);

@@ -5,7 +5,14 @@
 
 #include <algorithm>
 
+#include "device/math.cuh"
+
 namespace dso {
+
+/// Places of a CTA, where as few as can be share `places` of them evenly.
+inline int64_t even_share(int64_t places, int64_t num_threads) {
+    return ceil_div(places, ceil_div(std::max<int64_t>(places, 1), num_threads));
+}
 
 /// A CTA of at most `num_threads`: a row's places first, then as many rows as there are, then tokens.
 inline dim3 threads_of_rows(int64_t places, int64_t rows, int64_t tokens, int64_t num_threads) {

@@ -56,4 +56,8 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
 std::tuple<Tensor, Tensor> merge_attn_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
                                              const Tensor& lse_b);
 
+Tensor moe_permute(const Tensor& x, const Tensor& token_idx);
+
+Tensor moe_unpermute(const Tensor& y, const Tensor& row_idx, const Tensor& topk_weights);
+
 }  // namespace dso

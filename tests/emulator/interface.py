@@ -105,6 +105,21 @@ class AttnStates(ctypes.Structure):
     ]
 
 
+class RowGather(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x token_idx out"),
+        *fields(ctypes.c_int64, "t d num_rows x_stride_t x_stride_d element_bytes"),
+    ]
+
+
+class RowSum(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "y row_idx topk_weights out"),
+        *fields(ctypes.c_int64, "num_rows t d num_topk y_stride"),
+        *fields(ctypes.c_int, "dtype"),
+    ]
+
+
 def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -226,6 +241,14 @@ class Kernels:
         pointers = map(pointer, (out_a, out_b, lse_a, lse_b, out, lse))
         extents = (*out_a.shape, *out_a.stride()[:2], *out_b.stride()[:2])
         self._call("dso_merge_attn_states", AttnStates(*pointers, *extents, DTYPES[out_a.dtype]))
+
+    def moe_permute(self, x: Tensor, token_idx: Tensor, out: Tensor) -> None:
+        extents = (*x.shape, token_idx.shape[0], *x.stride(), x.element_size())
+        self._call("dso_moe_permute", RowGather(*map(pointer, (x, token_idx, out)), *extents))
+
+    def moe_unpermute(self, y: Tensor, row_idx: Tensor, topk_weights: Tensor, out: Tensor) -> None:
+        extents = (y.shape[0], *out.shape, row_idx.shape[1], y.stride(0), DTYPES[y.dtype])
+        self._call("dso_moe_unpermute", RowSum(*map(pointer, (y, row_idx, topk_weights, out)), *extents))
 
 
 def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:

@@ -442,3 +442,39 @@ def test_states_are_merged_by_their_weights_and_an_empty_one_leaves_the_other_al
     assert torch.allclose(lse.tensor[~empty].double(), total, rtol=2**-22, atol=2**-22)
     terms = [torch.exp(x - total)[:, None] * y[~empty].double() for x, y in zip((a, b), outs, strict=True)]
     assert_rounded_once(out.tensor[~empty], terms[0] + terms[1], 4 * (terms[0].abs() + terms[1].abs()))
+
+
+# -------------------------------------------------------------------------------------- mixture of experts
+
+ELEMENTS = [torch.uint8, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
+
+
+@pytest.mark.parametrize("layout", ["rows", "gaps", "columns"])
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("d", [1, 7, 96, 4112])
+def test_rows_are_gathered_and_no_tokens_are_zeros(d, dtype, layout, kernels):
+    t, rows = 5, 40 if d < 100 else 3
+    x = torch.randint(0, 250, (d, t) if layout == "columns" else (t, d)).to(dtype)
+    x = x.T if layout == "columns" else x if layout == "rows" else torch.cat((x, x[:, :3]), 1)[:, :d]
+    token_idx = torch.randint(-1, t + 1, (rows,), dtype=torch.int32)
+    token_idx[:3] = int32((INT_MIN, INT_MAX, 2))
+    out = Guarded((rows, d), dtype, "cpu")
+    kernels.moe_permute(x, token_idx, out.tensor)
+    assert torch.equal(out.tensor, deepseek_ops.moe_permute(x, token_idx))
+    out.assert_intact()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("t", "num_topk", "d"), [(33, 8, 64), (3, 6, 2056), (5, 1, 20), (2, 0, 16), (4, 9, 7)])
+def test_rows_are_added_up_bit_for_bit_as_the_reference_does(t, num_topk, d, dtype, kernels):
+    rows = t * num_topk + 3
+    y = rows_with_gaps((1, rows, d), dtype)[0]
+    row_idx = torch.randint(-1, rows + 1, (t, num_topk), dtype=torch.int32)
+    weights = torch.randn(t, num_topk)
+    if num_topk:
+        row_idx[0], row_idx[1, 0] = -1, INT_MAX
+        weights[row_idx < 0] = torch.nan
+    out = Guarded((t, d), dtype, "cpu")
+    kernels.moe_unpermute(y, row_idx, weights, out.tensor)
+    assert torch.equal(bits(out.tensor), bits(deepseek_ops.moe_unpermute(y, row_idx, weights)))
+    out.assert_intact()
