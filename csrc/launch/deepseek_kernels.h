@@ -203,6 +203,22 @@ typedef struct dso_attn_states {
 
 DSO_API dso_status dso_merge_attn_states(const dso_attn_states* states, dso_stream stream);
 
+// The experts of each token, best first, among those of its best groups, and their weights.
+typedef struct dso_gate {
+    const float* logits;  // [t, num_experts], rows contiguous
+    const float* bias;    // [num_experts]; null: none
+    float* topk_weights;  // [t, num_topk], contiguous
+    int32_t* topk_idx;    // [t, num_topk], contiguous
+    int64_t t, num_experts;
+    int64_t num_groups, num_topk, num_topk_groups;  // num_groups divides num_experts
+    int64_t logits_stride;
+    int is_softmax;  // 1: softmax, groups by their best choice; 0: sigmoid, groups by their two best
+    int normalizes;  // 1: the weights are divided by their sum
+    float scale;     // of the weights
+} dso_gate;
+
+DSO_API dso_status dso_moe_gate(const dso_gate* gate, dso_stream stream);
+
 // out[r, :] = x[token_idx[r], :], and zeros where that is no token.
 typedef struct dso_row_gather {
     const void* x;             // [t, d], any strides

@@ -17,6 +17,37 @@ Tensor empty_matrix(int64_t m, int64_t n, const Tensor& x) {
 
 }  // namespace
 
+std::tuple<Tensor, Tensor> moe_gate(const Tensor& logits, std::optional<Tensor> bias, int64_t num_topk,
+                                    int64_t num_groups, int64_t num_topk_groups, std::string scoring_func,
+                                    bool norm_topk_prob, double routed_scaling_factor) {
+    const char* op = "moe_gate";
+    require(logits.dim() == 2 && logits.scalar_type() == ScalarType::Float, op);
+    const int64_t t = logits.size(0), num_experts = logits.size(1);
+    require(logits.numel() == 0 || has_contiguous_rows(logits), op);
+    require(!bias || (is_tensor_of(*bias, ScalarType::Float, logits, {num_experts}) && bias->is_contiguous()), op);
+    require(scoring_func == "sigmoid" || scoring_func == "softmax", op);
+    require(num_topk >= 1 && num_topk <= num_experts, op);
+    Tensor weights = empty_strided({t, num_topk}, {num_topk, 1}, ScalarType::Float, logits);
+    Tensor idx = empty_strided({t, num_topk}, {num_topk, 1}, ScalarType::Int, logits);
+    const int32_t device = logits.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const dso_gate gate{static_cast<const float*>(logits.const_data_ptr()),
+                        bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr,
+                        static_cast<float*>(weights.mutable_data_ptr()),
+                        static_cast<int32_t*>(idx.mutable_data_ptr()),
+                        t,
+                        num_experts,
+                        num_groups,
+                        num_topk,
+                        num_topk_groups,
+                        stride_of(logits, 0),
+                        scoring_func == "softmax",
+                        norm_topk_prob,
+                        static_cast<float>(routed_scaling_factor)};
+    require_ok(dso_moe_gate(&gate, current_stream(device)));
+    return {weights, idx};
+}
+
 Tensor moe_permute(const Tensor& x, const Tensor& token_idx) {
     const char* op = "moe_permute";
     require(x.dim() == 2 && is_tensor_of(token_idx, ScalarType::Int, x, {-1}), op);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "torch/tensor.h"
@@ -55,6 +56,10 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
 
 std::tuple<Tensor, Tensor> merge_attn_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
                                              const Tensor& lse_b);
+
+std::tuple<Tensor, Tensor> moe_gate(const Tensor& logits, std::optional<Tensor> bias, int64_t num_topk,
+                                    int64_t num_groups, int64_t num_topk_groups, std::string scoring_func,
+                                    bool norm_topk_prob, double routed_scaling_factor);
 
 Tensor moe_permute(const Tensor& x, const Tensor& token_idx);
 

@@ -55,6 +55,15 @@ uint32_t __ballot_sync(uint32_t mask, bool vote);
 inline bool __any_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 inline bool __all_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) == 0xFFFFFFFF; }
 
+inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t value) {
+    const uint32_t* values = emulator::meet_in_full("__reduce_max_sync", mask, value);
+    return *std::max_element(values, values + 32);
+}
+inline uint32_t __reduce_min_sync(uint32_t mask, uint32_t value) {
+    const uint32_t* values = emulator::meet_in_full("__reduce_min_sync", mask, value);
+    return *std::min_element(values, values + 32);
+}
+
 // Fibers are not interrupted: what a function does is atomic.
 template <typename T>
 T atomicAdd(T* address, T value) {

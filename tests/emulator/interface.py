@@ -105,6 +105,15 @@ class AttnStates(ctypes.Structure):
     ]
 
 
+class Gate(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "logits bias topk_weights topk_idx"),
+        *fields(ctypes.c_int64, "t num_experts num_groups num_topk num_topk_groups logits_stride"),
+        *fields(ctypes.c_int, "is_softmax normalizes"),
+        *fields(ctypes.c_float, "scale"),
+    ]
+
+
 class RowGather(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_void_p, "x token_idx out"),
@@ -241,6 +250,24 @@ class Kernels:
         pointers = map(pointer, (out_a, out_b, lse_a, lse_b, out, lse))
         extents = (*out_a.shape, *out_a.stride()[:2], *out_b.stride()[:2])
         self._call("dso_merge_attn_states", AttnStates(*pointers, *extents, DTYPES[out_a.dtype]))
+
+    def moe_gate(
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        topk_weights: Tensor,
+        topk_idx: Tensor,
+        *,
+        num_groups: int,
+        num_topk_groups: int,
+        scoring_func: str,
+        norm_topk_prob: bool,
+        routed_scaling_factor: float,
+    ) -> None:
+        extents = (*logits.shape, num_groups, topk_idx.shape[1], num_topk_groups, logits.stride(0))
+        options = (scoring_func == "softmax", norm_topk_prob, routed_scaling_factor)
+        pointers = map(pointer, (logits, bias, topk_weights, topk_idx))
+        self._call("dso_moe_gate", Gate(*pointers, *extents, *options))
 
     def moe_permute(self, x: Tensor, token_idx: Tensor, out: Tensor) -> None:
         extents = (*x.shape, token_idx.shape[0], *x.stride(), x.element_size())

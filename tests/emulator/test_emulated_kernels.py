@@ -446,6 +446,51 @@ def test_states_are_merged_by_their_weights_and_an_empty_one_leaves_the_other_al
 
 # -------------------------------------------------------------------------------------- mixture of experts
 
+
+def assert_gated(kernels: Kernels, logits: Tensor, bias: Tensor | None, num_topk: int, **options) -> None:
+    t = logits.shape[0]
+    weights, idx = Guarded((t, num_topk), torch.float32, "cpu"), Guarded((t, num_topk), torch.int32, "cpu")
+    kernels.moe_gate(logits, bias, weights.tensor, idx.tensor, **options)
+    want_weights, want_idx = deepseek_ops.moe_gate(logits, bias, num_topk=num_topk, **options)
+    assert torch.equal(idx.tensor, want_idx)
+    torch.testing.assert_close(weights.tensor, want_weights, rtol=2**-20, atol=1e-30, equal_nan=True)
+    weights.assert_intact()
+    idx.assert_intact()
+
+
+GATES = [(256, 8, 4, 8), (160, 8, 3, 6), (64, 1, 1, 6), (7, 1, 1, 7), (12, 12, 5, 3), (1, 1, 1, 1), (384, 1, 1, 40)]
+"""Experts, groups, kept groups, experts of a token."""
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_the_gate_chooses_as_the_reference_does(gate, scoring_func, with_bias, kernels):
+    """Of random logits, of few different ones, which tie, and of those that are not finite; 40 tokens share CTAs."""
+    num_experts, num_groups, num_topk_groups, num_topk = gate
+    for t, normalizes in ((3, True), (40, False)):
+        logits = torch.full((t, num_experts + 3), torch.nan)[:, :num_experts].copy_(torch.randn(t, num_experts) * 2)
+        logits[1] = logits[1].round()
+        logits[2] = torch.tensor([torch.inf, -torch.inf, 1.0, -200.0])[torch.randint(0, 4, (num_experts,))]
+        if t > 3:
+            logits[3] = torch.where(torch.rand(num_experts) < 0.1, torch.nan, logits[3])
+            logits[4] = -torch.inf
+        bias = torch.randint(-2, 3, (num_experts,)) / 4 if with_bias else None
+        if with_bias and t > 3:
+            bias[torch.rand(num_experts) < 0.3] = -torch.inf
+        assert_gated(
+            kernels,
+            logits,
+            bias,
+            num_topk,
+            num_groups=num_groups,
+            num_topk_groups=num_topk_groups,
+            scoring_func=scoring_func,
+            norm_topk_prob=normalizes,
+            routed_scaling_factor=2.5,
+        )
+
+
 ELEMENTS = [torch.uint8, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
 
 
