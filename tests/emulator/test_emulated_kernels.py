@@ -415,6 +415,16 @@ def test_rows_of_the_fp8_cache_need_no_more_than_four_bytes_of_alignment(kernels
     assert_written_alike(got, want)
 
 
+def test_what_the_cache_write_cannot_take_is_refused_with_a_sentence(kernels):
+    arguments, slots = tokens(2, 32, 16, torch.bfloat16), torch.arange(2)
+    for shape, dtype, sentence in (
+        ((2, 2, 656), torch.uint8, "the FP8 format is for 512"),
+        ((2**16, 2**15, 48), torch.bfloat16, "slots or more"),
+    ):
+        with pytest.raises(AssertionError, match=sentence):
+            kernels.mla_cache_write(*arguments, slots, torch.empty(1, dtype=dtype).expand(shape))
+
+
 # ------------------------------------------------------------------------------- merging attention states
 
 
