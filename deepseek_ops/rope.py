@@ -1,5 +1,7 @@
 """Rotary position embedding, and its table of cosines and sines with YaRN's longer context.
 
+Kernel: csrc/kernels/rope.cuh.
+
 Sources: Su et al., RoFormer (arXiv:2104.09864), section 3.4; Peng et al., YaRN (arXiv:2309.00071), section 3; the two
 `mscale` factors are DeepSeek-V2's (arXiv:2405.04434, section 3.1.4).
 """

@@ -117,6 +117,22 @@ def test_only_the_rows_of_valid_slots_are_written(fp8, device):
     assert torch.equal(bits(alone), bits(cache.tensor))
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_row_does_not_depend_on_how_many_are_written(fp8, device):
+    """Of so many that a kernel may give each warp several tokens, the last fewer than the others."""
+    t = 9001
+    kv_c, k_pe, positions, cos_sin = tokens(device, t)
+    weight = torch.rand(512, device=device) + 0.5
+    slots = torch.randperm(9024, device=device)[:t]
+    slots[::100] = -1
+    dtype = torch.uint8 if fp8 else torch.bfloat16
+    together, apart = (torch.zeros(mla_cache_shape(141, 64, dtype=dtype), dtype=dtype, device=device) for _ in range(2))
+    mla_cache_write(kv_c, k_pe, positions, cos_sin, slots, together, norm_weight=weight)
+    for some in torch.arange(t, device=device).split(700):
+        mla_cache_write(kv_c[some], k_pe[some], positions[some], cos_sin, slots[some], apart, norm_weight=weight)
+    assert torch.equal(bits(together), bits(apart))
+
+
 @pytest.mark.parametrize("slots", [[-1, -1, 15], []])
 def test_without_a_valid_slot_nothing_changes(slots, device):
     kv_c, k_pe, positions, cos_sin = tokens(device, len(slots))

@@ -166,6 +166,16 @@ def test_gate_gives_valid_experts_whatever_the_logits(value, scoring_func, devic
     assert torch.equal(weights[[0, 3]], clean_weights[[0, 3]])
 
 
+@pytest.mark.parametrize(("num_experts", "config"), [(256, V3), (160, V2), (64, V2_LITE)])
+def test_a_token_is_gated_alike_however_many_there_are(num_experts, config, device):
+    """Of so many that a kernel may put several into a CTA, the last fewer than the others."""
+    logits, bias = torch.randn(2001, num_experts, device=device), torch.randn(num_experts, device=device) / 8
+    weights, idx = moe_gate(logits, bias, **config)
+    parts = [moe_gate(some, bias, **config) for some in logits.split(100)]
+    assert_same(weights, torch.cat([part[0] for part in parts]))
+    assert_same(idx, torch.cat([part[1] for part in parts]))
+
+
 def test_gate_takes_no_tokens_and_strided_logits(device):
     weights, topk_idx = moe_gate(torch.empty(0, 32, device=device), None, num_topk=4, num_groups=4, num_topk_groups=2)
     assert weights.shape == topk_idx.shape == (0, 4)

@@ -102,6 +102,16 @@ def test_takes_any_shape(shape, device):
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_does_not_depend_on_how_many_are_rotated(dtype, interleaved, device):
+    """Of so many that a kernel may give each thread several heads, the last fewer than the others."""
+    x, positions = torch.randn(271, 130, 64, device=device).to(dtype), torch.arange(271, device=device)
+    table = rope_cos_sin(271, 64, device=device)
+    parts = [rope(x[i : i + 20], positions[i : i + 20], table, interleaved=interleaved) for i in range(0, 271, 20)]
+    assert_same(rope(x, positions, table, interleaved=interleaved), torch.cat(parts))
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
 def test_strided_input_gives_the_bits_of_a_contiguous_one(interleaved, device):
     q, positions = torch.randn(6, 4, 192, device=device).bfloat16(), torch.arange(6, device=device)
     table = rope_cos_sin(8, 64, device=device)

@@ -33,9 +33,12 @@ def module_of(op: str) -> str:
 
 
 def kernel_of(op: str) -> Path | None:
-    """The file of the op's kernel, as its module's docstring names it; None where there is none."""
+    """The file of the op's kernel: that of its name, else the one that its module names; None where there is none."""
     if op not in kernels():
         return None
+    own = Path(f"csrc/kernels/{op}.cuh")
+    if (ROOT / own).is_file():
+        return own
     docstring = importlib.import_module(f"deepseek_ops.{module_of(op)}").__doc__ or ""
     found = re.search(r"Kernel: (csrc/kernels/\S+\.cuh)", docstring)
     if found is None:

@@ -164,6 +164,98 @@ typedef struct dso_norm {
 
 DSO_API dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream);
 
+// y = x with each pair of channels of a token rotated by the angles of its position.
+typedef struct dso_rotation {
+    const void* x;          // [t, num_heads, d] of dtype, rows contiguous
+    void* y;                // [t, num_heads, d] of dtype, contiguous
+    const void* positions;  // [t] int32 or int64, clamped to the table
+    const float* cos_sin;   // [max_position, d], rows contiguous: d / 2 cosines, then as many sines
+    int64_t t, num_heads, d, max_position;
+    int64_t x_stride_t, x_stride_head, cos_sin_stride;
+    dso_dtype dtype;
+    int positions_are_64_bit;
+    int interleaved;  // 1: pairs are neighbours; 0: channels i and i + d / 2
+} dso_rotation;
+
+DSO_API dso_status dso_rope(const dso_rotation* rotation, dso_stream stream);
+
+// The rows of a step's tokens in the paged latent cache: norm(kv_c) | rope(k_pe), or the FP8 format of that.
+typedef struct dso_latent_write {
+    const void* kv_c;         // [num_tokens, kv_lora_rank] of dtype, rows contiguous
+    const void* k_pe;         // [num_tokens, rope_dim] of dtype, rows contiguous
+    const void* positions;    // [num_tokens] int32 or int64
+    const float* cos_sin;     // [max_position, rope_dim], contiguous: rope_dim / 2 cosines, as many sines
+    const void* slots;        // [num_tokens] int32 or int64; a slot that does not exist is skipped
+    void* kv_cache;           // [num_pages, page_size, kv_lora_rank + rope_dim] of dtype, or 656 bytes with fp8
+    const void* norm_weight;  // [kv_lora_rank] of weight_dtype; null: the latents are written as they are
+    int64_t num_tokens, kv_lora_rank, rope_dim, max_position, num_pages, page_size;
+    int64_t kv_c_stride, k_pe_stride;  // between tokens
+    int64_t page_stride, row_stride;   // of the cache, in its elements, which are bytes with fp8
+    dso_dtype dtype, weight_dtype;     // the weight's is that of kv_c, or DSO_F32
+    int fp8;                           // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16
+    int positions_are_64_bit, slots_are_64_bit;
+    int interleaved;   // 1: pairs are neighbours; 0: channels i and i + rope_dim / 2
+    float eps;         // positive, with norm_weight
+    float amax_floor;  // at least 1e-30, with fp8
+} dso_latent_write;
+
+DSO_API dso_status dso_mla_cache_write(const dso_latent_write* write, dso_stream stream);
+
+// Attention over the union of two sets of keys, from the attention over each; lse -inf says that a set is empty.
+typedef struct dso_attn_states {
+    const void *out_a, *out_b;   // [groups, m, d] of dtype, rows contiguous
+    const float *lse_a, *lse_b;  // [groups, m], contiguous, natural logarithms
+    void* out;                   // [groups, m, d] of dtype, contiguous
+    float* lse;                  // [groups, m], contiguous
+    int64_t num_groups, m, d;
+    int64_t a_stride_group, a_stride_m;
+    int64_t b_stride_group, b_stride_m;
+    dso_dtype dtype;
+} dso_attn_states;
+
+DSO_API dso_status dso_merge_attn_states(const dso_attn_states* states, dso_stream stream);
+
+// The experts of each token, best first, among those of its best groups, and their weights.
+typedef struct dso_gate {
+    const float* logits;  // [t, num_experts], rows contiguous
+    const float* bias;    // [num_experts]; null: none
+    float* topk_weights;  // [t, num_topk], contiguous
+    int32_t* topk_idx;    // [t, num_topk], contiguous
+    int64_t t, num_experts;
+    int64_t num_groups, num_topk, num_topk_groups;  // num_groups divides num_experts
+    int64_t logits_stride;
+    int is_softmax;  // 1: softmax, groups by their best choice; 0: sigmoid, groups by their two best
+    int normalizes;  // 1: the weights are divided by their sum
+    float scale;     // of the weights
+} dso_gate;
+
+DSO_API dso_status dso_moe_gate(const dso_gate* gate, dso_stream stream);
+
+// out[r, :] = x[token_idx[r], :], and zeros where that is no token.
+typedef struct dso_row_gather {
+    const void* x;             // [t, d], any strides
+    const int32_t* token_idx;  // [num_rows]
+    void* out;                 // [num_rows, d], contiguous
+    int64_t t, d, num_rows;
+    int64_t x_stride_t, x_stride_d;
+    int64_t element_bytes;  // 1, 2, 4, 8 or 16
+} dso_row_gather;
+
+DSO_API dso_status dso_moe_permute(const dso_row_gather* gather, dso_stream stream);
+
+// out[i, :] = sum over j of topk_weights[i, j] * y[row_idx[i, j], :], without those of no row.
+typedef struct dso_row_sum {
+    const void* y;              // [num_rows, d] of dtype, rows contiguous
+    const int32_t* row_idx;     // [t, num_topk], contiguous
+    const float* topk_weights;  // [t, num_topk], contiguous
+    void* out;                  // [t, d] of dtype, contiguous
+    int64_t num_rows, t, d, num_topk;
+    int64_t y_stride;
+    dso_dtype dtype;
+} dso_row_sum;
+
+DSO_API dso_status dso_moe_unpermute(const dso_row_sum* sum, dso_stream stream);
+
 // The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside
 // torch.
 DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "torch/tensor.h"
@@ -51,5 +52,22 @@ std::tuple<Tensor, Tensor> rms_norm_cast_to_fp8(const Tensor& x, const Tensor& w
 std::tuple<Tensor, Tensor, Tensor> add_rms_norm_cast_to_fp8(const Tensor& x, const Tensor& residual,
                                                             const Tensor& weight, double eps, bool use_ue8m0,
                                                             bool mn_major);
+
+Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& cos_sin, bool interleaved);
+
+void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& positions, const Tensor& cos_sin,
+                     const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
+                     bool interleaved);
+
+std::tuple<Tensor, Tensor> merge_attn_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
+                                             const Tensor& lse_b);
+
+std::tuple<Tensor, Tensor> moe_gate(const Tensor& logits, std::optional<Tensor> bias, int64_t num_topk,
+                                    int64_t num_groups, int64_t num_topk_groups, std::string scoring_func,
+                                    bool norm_topk_prob, double routed_scaling_factor);
+
+Tensor moe_permute(const Tensor& x, const Tensor& token_idx);
+
+Tensor moe_unpermute(const Tensor& y, const Tensor& row_idx, const Tensor& topk_weights);
 
 }  // namespace dso

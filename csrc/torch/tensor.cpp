@@ -55,6 +55,8 @@ bool is_tensor_of(const Tensor& x, ScalarType dtype, const Tensor& like, std::in
 
 bool has_contiguous_rows(const Tensor& x) { return x.size(x.dim() - 1) <= 1 || x.stride(x.dim() - 1) == 1; }
 
+int64_t stride_of(const Tensor& x, int64_t dim) { return x.size(dim) > 1 ? x.stride(dim) : 0; }
+
 bool are_apart(const Tensor& x, const Tensor& y) {
     const auto end = [](const Tensor& t) {
         int64_t last = 0;

@@ -37,6 +37,9 @@ bool is_tensor_of(const Tensor& x, ScalarType dtype, const Tensor& like, std::in
 /// Whether the elements of a row are adjacent (a row of one element is whatever its stride).
 bool has_contiguous_rows(const Tensor& x);
 
+/// Between the indices of a dimension; 0 where there is only one, whatever stride that has.
+int64_t stride_of(const Tensor& x, int64_t dim);
+
 /// Whether the memory that `x` spans and that of `y` have no byte in common.
 bool are_apart(const Tensor& x, const Tensor& y);
 

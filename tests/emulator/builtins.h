@@ -16,8 +16,14 @@ To bits_as(From from) {
 
 template <typename T>
 T shuffle(const char* instruction, uint32_t mask, T value, uint32_t source) {
-    const uint32_t* values = meet_in_full(instruction, mask, bits_as<uint32_t>(value));
-    return bits_as<T>(values[source]);
+    if constexpr (sizeof(T) == 8) {  // two instructions, as on a GPU
+        const uint64_t bits = bits_as<uint64_t>(value);
+        const uint32_t low = shuffle(instruction, mask, static_cast<uint32_t>(bits), source);
+        return bits_as<T>(uint64_t{shuffle(instruction, mask, static_cast<uint32_t>(bits >> 32), source)} << 32 | low);
+    } else {
+        const uint32_t* values = meet_in_full(instruction, mask, bits_as<uint32_t>(value));
+        return bits_as<T>(values[source]);
+    }
 }
 
 }  // namespace emulator
@@ -55,6 +61,15 @@ uint32_t __ballot_sync(uint32_t mask, bool vote);
 inline bool __any_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 inline bool __all_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) == 0xFFFFFFFF; }
 
+inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t value) {
+    const uint32_t* values = emulator::meet_in_full("__reduce_max_sync", mask, value);
+    return *std::max_element(values, values + 32);
+}
+inline uint32_t __reduce_min_sync(uint32_t mask, uint32_t value) {
+    const uint32_t* values = emulator::meet_in_full("__reduce_min_sync", mask, value);
+    return *std::min_element(values, values + 32);
+}
+
 // Fibers are not interrupted: what a function does is atomic.
 template <typename T>
 T atomicAdd(T* address, T value) {
@@ -74,6 +89,9 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline float __uint_as_float(uint32_t x) { return emulator::bits_as<float>(x); }
 inline uint32_t __float_as_uint(float x) { return emulator::bits_as<uint32_t>(x); }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 inline float rsqrtf(float x) { return static_cast<float>(1 / std::sqrt(static_cast<double>(x))); }

@@ -87,6 +87,56 @@ class Norm(ctypes.Structure):
     ]
 
 
+class Rotation(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x y positions cos_sin"),
+        *fields(ctypes.c_int64, "t num_heads d max_position x_stride_t x_stride_head cos_sin_stride"),
+        *fields(ctypes.c_int, "dtype positions_are_64_bit interleaved"),
+    ]
+
+
+class LatentWrite(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "kv_c k_pe positions cos_sin slots kv_cache norm_weight"),
+        *fields(ctypes.c_int64, "num_tokens kv_lora_rank rope_dim max_position num_pages page_size"),
+        *fields(ctypes.c_int64, "kv_c_stride k_pe_stride page_stride row_stride"),
+        *fields(ctypes.c_int, "dtype weight_dtype fp8 positions_are_64_bit slots_are_64_bit interleaved"),
+        *fields(ctypes.c_float, "eps amax_floor"),
+    ]
+
+
+class AttnStates(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "out_a out_b lse_a lse_b out lse"),
+        *fields(ctypes.c_int64, "num_groups m d a_stride_group a_stride_m b_stride_group b_stride_m"),
+        *fields(ctypes.c_int, "dtype"),
+    ]
+
+
+class Gate(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "logits bias topk_weights topk_idx"),
+        *fields(ctypes.c_int64, "t num_experts num_groups num_topk num_topk_groups logits_stride"),
+        *fields(ctypes.c_int, "is_softmax normalizes"),
+        *fields(ctypes.c_float, "scale"),
+    ]
+
+
+class RowGather(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "x token_idx out"),
+        *fields(ctypes.c_int64, "t d num_rows x_stride_t x_stride_d element_bytes"),
+    ]
+
+
+class RowSum(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "y row_idx topk_weights out"),
+        *fields(ctypes.c_int64, "num_rows t d num_topk y_stride"),
+        *fields(ctypes.c_int, "dtype"),
+    ]
+
+
 def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -186,6 +236,65 @@ class Kernels:
         pointers = [pointer(t) for t in (x, residual, weight, residual_out, y, q, sf)]
         extents = (*x.shape, *x.stride()[:2], *strides(residual, 3)[:2], *strides(sf, 3))
         self._call("dso_rms_norm", Norm(*pointers, *extents, DTYPES[x.dtype], DTYPES[weight.dtype], eps, 1e-4, 0))
+
+    def rope(self, x: Tensor, positions: Tensor, cos_sin: Tensor, y: Tensor, *, interleaved: bool = True) -> None:
+        extents = (*x.shape, cos_sin.shape[0], *x.stride()[:2], cos_sin.stride(0))
+        options = (DTYPES[x.dtype], positions.dtype == torch.int64, interleaved)
+        self._call("dso_rope", Rotation(*map(pointer, (x, y, positions, cos_sin)), *extents, *options))
+
+    def mla_cache_write(
+        self,
+        kv_c: Tensor,
+        k_pe: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slots: Tensor,
+        kv_cache: Tensor,
+        *,
+        norm_weight: Tensor | None = None,
+        eps: float = 1e-6,
+        interleaved: bool = True,
+    ) -> None:
+        operands = (kv_c, k_pe, positions, cos_sin, slots, kv_cache, norm_weight)
+        extents = (*kv_c.shape, k_pe.shape[1], cos_sin.shape[0], *kv_cache.shape[:2])
+        rows = (kv_c.stride(0), k_pe.stride(0), *kv_cache.stride()[:2])
+        dtypes = (DTYPES[kv_c.dtype], DTYPES[kv_c.dtype if norm_weight is None else norm_weight.dtype])
+        wide = (x.dtype == torch.int64 for x in (positions, slots))
+        options = (*dtypes, kv_cache.dtype == torch.uint8, *wide, interleaved, eps, 1e-4)
+        self._call("dso_mla_cache_write", LatentWrite(*map(pointer, operands), *extents, *rows, *options))
+
+    def merge_attn_states(
+        self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor
+    ) -> None:
+        pointers = map(pointer, (out_a, out_b, lse_a, lse_b, out, lse))
+        extents = (*out_a.shape, *out_a.stride()[:2], *out_b.stride()[:2])
+        self._call("dso_merge_attn_states", AttnStates(*pointers, *extents, DTYPES[out_a.dtype]))
+
+    def moe_gate(
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        topk_weights: Tensor,
+        topk_idx: Tensor,
+        *,
+        num_groups: int,
+        num_topk_groups: int,
+        scoring_func: str,
+        norm_topk_prob: bool,
+        routed_scaling_factor: float,
+    ) -> None:
+        extents = (*logits.shape, num_groups, topk_idx.shape[1], num_topk_groups, logits.stride(0))
+        options = (scoring_func == "softmax", norm_topk_prob, routed_scaling_factor)
+        pointers = map(pointer, (logits, bias, topk_weights, topk_idx))
+        self._call("dso_moe_gate", Gate(*pointers, *extents, *options))
+
+    def moe_permute(self, x: Tensor, token_idx: Tensor, out: Tensor) -> None:
+        extents = (*x.shape, token_idx.shape[0], *x.stride(), x.element_size())
+        self._call("dso_moe_permute", RowGather(*map(pointer, (x, token_idx, out)), *extents))
+
+    def moe_unpermute(self, y: Tensor, row_idx: Tensor, topk_weights: Tensor, out: Tensor) -> None:
+        extents = (y.shape[0], *out.shape, row_idx.shape[1], y.stride(0), DTYPES[y.dtype])
+        self._call("dso_moe_unpermute", RowSum(*map(pointer, (y, row_idx, topk_weights, out)), *extents))
 
 
 def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:

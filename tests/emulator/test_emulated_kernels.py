@@ -337,3 +337,234 @@ def test_rms_norm_is_rounded_once_and_its_quantized_form_agrees(shape, dtype, ad
     q, sf = Guarded(shape, torch.float8_e4m3fn, "cpu"), guarded_scales(*shape, True)
     kernels.rms_norm(x, weight, None, q=q.tensor, sf=sf.tensor, **options)
     assert_quantized(q, sf, deepseek_ops.per_token_cast_to_fp8(y.tensor.clone(), mn_major=True))
+
+
+# ---------------------------------------------------------------------------------------------- the rotation
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 64), (40, 1, 64), (5, 130, 64), (2, 3, 2), (3, 5, 20), (2, 2, 24), (1, 2, 4104)], ids=str
+)
+def test_the_rotation_is_the_references_bit_for_bit(shape, dtype, interleaved, kernels):
+    """Of the last channels of each head, as a model has them; the largest shapes give a thread several heads."""
+    t, heads, d = shape
+    wide = torch.full((t, heads, d + 128), torch.nan, dtype=dtype)
+    x = wide[..., 128:].copy_(torch.randn(shape))
+    table = torch.full((50, d + 4), torch.nan)[:, :d].copy_(deepseek_ops.rope_cos_sin(50, d))
+    for positions in (torch.randint(-5, 60, (t,)), torch.full((t,), INT_MAX, dtype=torch.int32)):
+        y = Guarded(shape, dtype, "cpu")
+        kernels.rope(x, positions, table, y.tensor, interleaved=interleaved)
+        assert torch.equal(bits(y.tensor), bits(deepseek_ops.rope(x, positions, table, interleaved=interleaved)))
+        y.assert_intact()
+
+
+# --------------------------------------------------------------------------------- the latent cache of MLA
+
+WILD = (-1, INT_MAX, INT_MIN, -(2**63), 2**62)
+
+
+def tokens(t: int, rank: int, rope_dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Slices of one projection, as a model has them, and positions inside and outside of the table."""
+    both = torch.randn(t, rank + rope_dim).to(dtype)
+    positions = torch.randint(-5, 60, (t,))
+    positions[0] = INT_MAX
+    return both[:, :rank], both[:, rank:], positions, deepseek_ops.rope_cos_sin(50, rope_dim)
+
+
+def empty_cache(shape: tuple[int, ...], dtype: torch.dtype, *, gap: int = 1) -> Guarded:
+    _, page_size, width = shape
+    return Guarded(shape, dtype, "cpu", strides=(gap * page_size * width, width, 1))
+
+
+def assert_written_alike(got: Guarded, want: Guarded) -> None:
+    """The bits of every row, written or not."""
+    assert torch.equal(bits(got.tensor), bits(want.tensor))
+    got.assert_intact()
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("cache", ["like", "fp8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cache_row_is_the_references_bit_for_bit_without_a_norm(dtype, cache, interleaved, kernels):
+    """On four SMs 5 tokens have a CTA each, 70 a warp, and 600 share one in fours; some have no slot."""
+    for t, gap, index in ((5, 1, torch.int32), (70, 2, torch.int64), (600, 2, torch.int64)):
+        kv_c, k_pe, positions, cos_sin = tokens(t, 512, 64, dtype)
+        slots = torch.randperm(640)[:t]
+        slots[1:4] = torch.tensor(WILD[:3])
+        if index == torch.int64:
+            slots[-2:] = torch.tensor(WILD[3:])
+        arguments = (kv_c, k_pe, positions.to(index), cos_sin, slots.to(index))
+        shape = (64, 10, 656 if cache == "fp8" else 576)
+        got, want = (empty_cache(shape, torch.uint8 if cache == "fp8" else dtype, gap=gap) for _ in range(2))
+        kernels.mla_cache_write(*arguments, got.tensor, interleaved=interleaved)
+        deepseek_ops.mla_cache_write(*arguments, want.tensor, interleaved=interleaved)
+        assert_written_alike(got, want)
+
+
+@pytest.mark.parametrize("wide_weight", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("t", [5, 600])
+def test_normed_latents_in_the_cache_are_those_of_the_norm(t, dtype, wide_weight, kernels):
+    """Bit for bit those of the kernel of `rms_norm`, quantized in the FP8 format."""
+    kv_c, k_pe, positions, cos_sin = tokens(t, 512, 64, dtype)
+    weight = torch.randn(512).to(torch.float32 if wide_weight else dtype)
+    slots = torch.randperm(640)[:t]
+    normed = torch.empty(t, 512, dtype=dtype)
+    kernels.rms_norm(kv_c[None], weight, normed[None], eps=1e-3)
+    for kind, width in ((dtype, 576), (torch.uint8, 656)):
+        got, want = (empty_cache((64, 10, width), kind) for _ in range(2))
+        kernels.mla_cache_write(kv_c, k_pe, positions, cos_sin, slots, got.tensor, norm_weight=weight, eps=1e-3)
+        deepseek_ops.mla_cache_write(normed, k_pe, positions, cos_sin, slots, want.tensor)
+        assert_written_alike(got, want)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("extents", [(5, 2), (32, 16), (136, 24), (520, 64), (1100, 264), (1, 300)], ids=str)
+def test_any_latents_and_keys_go_into_the_cache(extents, interleaved, kernels):
+    rank, rope_dim = extents
+    for dtype in (torch.bfloat16, torch.float32):
+        arguments, slots = tokens(7, rank, rope_dim, dtype), torch.randperm(12)[:7]
+        got, want = (empty_cache((4, 3, rank + rope_dim), dtype) for _ in range(2))
+        kernels.mla_cache_write(*arguments, slots, got.tensor, interleaved=interleaved)
+        apart = [x.contiguous() for x in arguments]
+        deepseek_ops.mla_cache_write(*apart, slots, want.tensor, interleaved=interleaved)
+        assert_written_alike(got, want)
+        weight = torch.randn(rank)
+        kernels.mla_cache_write(*arguments, slots, got.tensor, norm_weight=weight, interleaved=interleaved)
+        wide = arguments[0].double()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.double()
+        assert_rounded_once(got.tensor.view(12, -1)[slots][:, :rank], wide)
+        assert torch.equal(bits(got.tensor[..., rank:]), bits(want.tensor[..., rank:]))
+        got.assert_intact()
+
+
+def test_rows_of_the_fp8_cache_need_no_more_than_four_bytes_of_alignment(kernels):
+    arguments, slots = tokens(5, 512, 64, torch.bfloat16), torch.randperm(12)[:5]
+    got, want = (Guarded((4, 3, 656), torch.uint8, "cpu", strides=(3 * 660, 660, 1)) for _ in range(2))
+    kernels.mla_cache_write(*arguments, slots, got.tensor)
+    whole = torch.full((4, 3, 656), 255, dtype=torch.uint8)
+    deepseek_ops.mla_cache_write(*arguments, slots, whole)
+    want.tensor.copy_(whole)
+    assert_written_alike(got, want)
+
+
+def test_what_the_cache_write_cannot_take_is_refused_with_a_sentence(kernels):
+    arguments, slots = tokens(2, 32, 16, torch.bfloat16), torch.arange(2)
+    for shape, dtype, sentence in (
+        ((2, 2, 656), torch.uint8, "the FP8 format is for 512"),
+        ((2**16, 2**15, 48), torch.bfloat16, "slots or more"),
+    ):
+        with pytest.raises(AssertionError, match=sentence):
+            kernels.mla_cache_write(*arguments, slots, torch.empty(1, dtype=dtype).expand(shape))
+
+
+# ------------------------------------------------------------------------------- merging attention states
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 9, 512), (2, 5, 128), (3, 7, 20), (1, 2, 4104), (2, 3, 0)], ids=str)
+def test_states_are_merged_by_their_weights_and_an_empty_one_leaves_the_other_alone(shape, dtype, kernels):
+    groups, m, _ = shape
+    outs = [rows_with_gaps(shape, dtype) for _ in range(2)]
+    lses = [torch.randn(groups, m) * 4 for _ in range(2)]
+    lses[0][0, 0] = lses[1][-1, -1] = -torch.inf
+    lses[0][0, 1] = lses[1][0, 1] = -torch.inf
+    outs[0][0, 0] = outs[1][-1, -1] = torch.nan
+    outs[0][0, 1] = outs[1][0, 1] = torch.nan
+    out, lse = Guarded(shape, dtype, "cpu"), Guarded((groups, m), torch.float32, "cpu")
+    kernels.merge_attn_states(outs[0], lses[0], outs[1], lses[1], out.tensor, lse.tensor)
+    out.assert_intact()
+    lse.assert_intact()
+
+    want, want_lse = deepseek_ops.merge_attn_states(outs[0], lses[0], outs[1], lses[1])
+    empty = lses[0].isneginf() | lses[1].isneginf()
+    assert torch.equal(bits(out.tensor[empty]), bits(want[empty]))
+    assert torch.equal(lse.tensor[empty], want_lse[empty])
+    a, b = (lse_i[~empty].double() for lse_i in lses)
+    total = torch.logaddexp(a, b)
+    assert torch.allclose(lse.tensor[~empty].double(), total, rtol=2**-22, atol=2**-22)
+    terms = [torch.exp(x - total)[:, None] * y[~empty].double() for x, y in zip((a, b), outs, strict=True)]
+    assert_rounded_once(out.tensor[~empty], terms[0] + terms[1], 4 * (terms[0].abs() + terms[1].abs()))
+
+
+# -------------------------------------------------------------------------------------- mixture of experts
+
+
+def assert_gated(kernels: Kernels, logits: Tensor, bias: Tensor | None, num_topk: int, **options) -> None:
+    t = logits.shape[0]
+    weights, idx = Guarded((t, num_topk), torch.float32, "cpu"), Guarded((t, num_topk), torch.int32, "cpu")
+    kernels.moe_gate(logits, bias, weights.tensor, idx.tensor, **options)
+    want_weights, want_idx = deepseek_ops.moe_gate(logits, bias, num_topk=num_topk, **options)
+    assert torch.equal(idx.tensor, want_idx)
+    torch.testing.assert_close(weights.tensor, want_weights, rtol=2**-20, atol=1e-30, equal_nan=True)
+    weights.assert_intact()
+    idx.assert_intact()
+
+
+GATES = [(256, 8, 4, 8), (160, 8, 3, 6), (64, 1, 1, 6), (7, 1, 1, 7), (12, 12, 5, 3), (1, 1, 1, 1), (384, 1, 1, 40)]
+"""Experts, groups, kept groups, experts of a token."""
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("scoring_func", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_the_gate_chooses_as_the_reference_does(gate, scoring_func, with_bias, kernels):
+    """Of random logits, of few different ones, which tie, and of those that are not finite; 40 tokens share CTAs."""
+    num_experts, num_groups, num_topk_groups, num_topk = gate
+    for t, normalizes in ((3, True), (40, False)):
+        logits = torch.full((t, num_experts + 3), torch.nan)[:, :num_experts].copy_(torch.randn(t, num_experts) * 2)
+        logits[1] = logits[1].round()
+        logits[2] = torch.tensor([torch.inf, -torch.inf, 1.0, -200.0])[torch.randint(0, 4, (num_experts,))]
+        if t > 3:
+            logits[3] = torch.where(torch.rand(num_experts) < 0.1, torch.nan, logits[3])
+            logits[4] = -torch.inf
+        bias = torch.randint(-2, 3, (num_experts,)) / 4 if with_bias else None
+        if with_bias and t > 3:
+            bias[torch.rand(num_experts) < 0.3] = -torch.inf
+        assert_gated(
+            kernels,
+            logits,
+            bias,
+            num_topk,
+            num_groups=num_groups,
+            num_topk_groups=num_topk_groups,
+            scoring_func=scoring_func,
+            norm_topk_prob=normalizes,
+            routed_scaling_factor=2.5,
+        )
+
+
+ELEMENTS = [torch.uint8, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
+
+
+@pytest.mark.parametrize("layout", ["rows", "gaps", "columns"])
+@pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("d", [1, 7, 96, 4112])
+def test_rows_are_gathered_and_no_tokens_are_zeros(d, dtype, layout, kernels):
+    t, rows = 5, 40 if d < 100 else 3
+    x = torch.randint(0, 250, (d, t) if layout == "columns" else (t, d)).to(dtype)
+    x = x.T if layout == "columns" else x if layout == "rows" else torch.cat((x, x[:, :3]), 1)[:, :d]
+    token_idx = torch.randint(-1, t + 1, (rows,), dtype=torch.int32)
+    token_idx[:3] = int32((INT_MIN, INT_MAX, 2))
+    out = Guarded((rows, d), dtype, "cpu")
+    kernels.moe_permute(x, token_idx, out.tensor)
+    assert torch.equal(out.tensor, deepseek_ops.moe_permute(x, token_idx))
+    out.assert_intact()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("t", "num_topk", "d"), [(33, 8, 64), (3, 6, 2056), (5, 1, 20), (2, 0, 16), (4, 9, 7)])
+def test_rows_are_added_up_bit_for_bit_as_the_reference_does(t, num_topk, d, dtype, kernels):
+    rows = t * num_topk + 3
+    y = rows_with_gaps((1, rows, d), dtype)[0]
+    row_idx = torch.randint(-1, rows + 1, (t, num_topk), dtype=torch.int32)
+    weights = torch.randn(t, num_topk)
+    if num_topk:
+        row_idx[0], row_idx[1, 0] = -1, INT_MAX
+        weights[row_idx < 0] = torch.nan
+    out = Guarded((t, d), dtype, "cpu")
+    kernels.moe_unpermute(y, row_idx, weights, out.tensor)
+    assert torch.equal(bits(out.tensor), bits(deepseek_ops.moe_unpermute(y, row_idx, weights)))
+    out.assert_intact()

@@ -1,0 +1,83 @@
+#include <cmath>
+
+#include "torch/ops.h"
+#include "torch/rows.h"
+
+namespace dso {
+namespace {
+
+constexpr float kAmaxFloor = 1e-4f;  // AMAX_FLOOR of deepseek_ops/quantize.py
+constexpr int64_t kFp8RowBytes = 656;
+
+bool is_index_vector(const Tensor& x, const Tensor& like, int64_t length) {
+    return (is_tensor_of(x, ScalarType::Int, like, {length}) || is_tensor_of(x, ScalarType::Long, like, {length})) &&
+           (length <= 1 || x.stride(0) == 1);
+}
+
+bool has_internal_overlap(const Tensor& x) {
+    for (int64_t dim = 0; dim < x.dim(); ++dim) {
+        if (x.size(dim) > 1 && x.stride(dim) == 0) return true;
+    }
+    return false;
+}
+
+}  // namespace
+
+void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& positions, const Tensor& cos_sin,
+                     const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
+                     bool interleaved) {
+    const char* op = "mla_cache_write";
+    const dso_dtype dtype = high_precision_dtype(kv_c, op);
+    require(kv_c.dim() == 2 && k_pe.dim() == 2 && kv_cache.dim() == 3, op);
+    const int64_t t = kv_c.size(0), rank = kv_c.size(1), rope_dim = k_pe.size(1);
+    const bool fp8 = kv_cache.scalar_type() == ScalarType::Byte;
+    require(is_tensor_of(k_pe, kv_c.scalar_type(), kv_c, {t, rope_dim}), op);
+    require(t == 0 || (has_contiguous_rows(kv_c) && has_contiguous_rows(k_pe)), op);
+    require(is_index_vector(positions, kv_c, t) && is_index_vector(slot_mapping, kv_c, t), op);
+    require(is_tensor_of(cos_sin, ScalarType::Float, kv_c, {-1, rope_dim}) && cos_sin.is_contiguous(), op);
+    require(is_tensor_of(kv_cache, fp8 ? ScalarType::Byte : kv_c.scalar_type(), kv_c,
+                         {-1, -1, fp8 ? kFp8RowBytes : rank + rope_dim}),
+            op);
+    require(kv_cache.numel() == 0 || (has_contiguous_rows(kv_cache) && !has_internal_overlap(kv_cache)), op);
+    require(are_apart(kv_cache, kv_c) && are_apart(kv_cache, k_pe) && are_apart(kv_cache, positions) &&
+                are_apart(kv_cache, cos_sin) && are_apart(kv_cache, slot_mapping),
+            op);
+    dso_dtype weight_dtype = dtype;
+    if (norm_weight) {
+        weight_dtype = high_precision_dtype(*norm_weight, op);
+        require(is_tensor_of(*norm_weight, norm_weight->scalar_type(), kv_c, {rank}), op);
+        require(has_contiguous_rows(*norm_weight) && are_apart(kv_cache, *norm_weight), op);
+    }
+    require(eps > 0 && std::isfinite(eps), op);
+
+    const int32_t device = kv_c.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const dso_latent_write write{kv_c.const_data_ptr(),
+                                 k_pe.const_data_ptr(),
+                                 positions.const_data_ptr(),
+                                 static_cast<const float*>(cos_sin.const_data_ptr()),
+                                 slot_mapping.const_data_ptr(),
+                                 kv_cache.mutable_data_ptr(),
+                                 norm_weight ? norm_weight->const_data_ptr() : nullptr,
+                                 t,
+                                 rank,
+                                 rope_dim,
+                                 cos_sin.size(0),
+                                 kv_cache.size(0),
+                                 kv_cache.size(1),
+                                 stride_of(kv_c, 0),
+                                 stride_of(k_pe, 0),
+                                 stride_of(kv_cache, 0),
+                                 stride_of(kv_cache, 1),
+                                 dtype,
+                                 weight_dtype,
+                                 fp8,
+                                 positions.scalar_type() == ScalarType::Long,
+                                 slot_mapping.scalar_type() == ScalarType::Long,
+                                 interleaved,
+                                 static_cast<float>(eps),
+                                 kAmaxFloor};
+    require_ok(dso_mla_cache_write(&write, current_stream(device)));
+}
+
+}  // namespace dso
