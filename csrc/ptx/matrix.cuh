@@ -28,6 +28,13 @@ DSO_DEVICE uint32_t pack_bf16x2(float low, float high) {
     return packed;
 }
 
+/// `cvt.rn.f16x2.f32`: two floats to float16, `low` in the lower half. What is too large becomes infinite.
+DSO_DEVICE uint32_t pack_f16x2(float low, float high) {
+    uint32_t packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
 /// `cvt.rn.satfinite.e4m3x2.f32`: two floats to e4m3, saturating at 448, `low` in the lower byte. NaN stays NaN.
 DSO_DEVICE uint16_t pack_e4m3x2(float low, float high) {
     uint16_t packed;
