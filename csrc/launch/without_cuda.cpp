@@ -25,6 +25,10 @@ dso_status dso_silu_mul(const dso_swiglu*, dso_stream) { return no_kernel(); }
 
 dso_status dso_rms_norm(const dso_norm*, dso_stream) { return no_kernel(); }
 
+dso_status dso_plan_mla_decode(const dso_mla_decode*, dso_mla_decode_plan*) { return no_kernel(); }
+
+dso_status dso_mla_decode_by_plan(const dso_mla_decode*, const dso_mla_decode_plan*, dso_stream) { return no_kernel(); }
+
 }  // extern "C"
 
 #endif
