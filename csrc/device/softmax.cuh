@@ -74,8 +74,9 @@ DSO_DEVICE void scale_rows(float (&x)[kCount], float upper, float lower) {
 
 /// The softmax of one part of the keys: its exponentials are relative to `base`, in base 2. No key was visible where
 /// `sum` is 0, and `base` is -inf then.
-struct SoftmaxPart {
+struct alignas(16) SoftmaxPart {
     float base, sum;
+    float rounded_sum;  // of the exponentials as they were multiplied
 };
 
 /// What a part's sums are to be multiplied by so that they are relative to `base`; 0 where it is empty, but for NaN.
@@ -86,9 +87,7 @@ DSO_DEVICE float weight_of(const SoftmaxPart& part, float base) {
 /// 1 / sum, by which outputs are multiplied; those without a key are 0 already.
 DSO_DEVICE float inverse_of(float sum) { return sum == 0.f ? 0.f : 1.f / sum; }
 
-/// The logarithm to base 2 of the sum of all exponentials; -inf where there are none.
-DSO_DEVICE float log2_sum(const SoftmaxPart& part) {
-    return part.sum == 0.f ? kMinusInfinity : part.base + log2f(part.sum);
-}
+/// The logarithm to base 2 of a sum of exponentials relative to `base`; -inf where there are none.
+DSO_DEVICE float log2_sum(float base, float sum) { return sum == 0.f ? kMinusInfinity : base + log2f(sum); }
 
 }  // namespace dso

@@ -19,8 +19,10 @@
 //           says that `exists` is written) and empty (one of each warp of the warpgroup that uses the columns last).
 //           p_full, p_empty: the probabilities from warpgroup 0 to warpgroup 1.   named 1: warpgroup 0, 2: both.
 // Shared    MlaDecodeShared below: 72 KiB q, 2 x 72 KiB keys, 8 KiB probabilities.
-// Numerics  Scores and sums in float32. Probabilities are rounded to the type of q for the product with the values, and
-//           lse is that of the unrounded ones. The bits depend on how many ways the keys are split.
+// Numerics  Scores and sums in float32. Probabilities are rounded to the type of q for the product with the values,
+// which
+//           is divided by the sum of the rounded ones; lse is that of the unrounded ones. The bits depend on how many
+//           ways the keys are split.
 // Limits    Rows of q and of the cache start at multiples of 16 bytes. A page that does not exist is not read, nor is a
 //           key past the length: they are zeros, and masked. So a NaN there leaves no trace; neither does one in a key
 //           that only later queries see.
@@ -77,6 +79,15 @@ using MlaRing = PipelineState<2>;
 template <ptx::HalfType type>
 DSO_DEVICE uint32_t pack_half(float low, float high) {
     return type == ptx::HalfType::kBF16 ? ptx::pack_bf16x2(low, high) : ptx::pack_f16x2(low, high);
+}
+
+template <ptx::HalfType type>
+DSO_DEVICE float2 unpack_half(uint32_t pair) {
+    if constexpr (type == ptx::HalfType::kBF16) {
+        return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
+    } else {
+        return ptx::unpack_f16x2(pair);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------- work
@@ -282,15 +293,17 @@ class MlaDecodeLeft {
         for (int i = 0; i < 2; ++i) visible_[i] = work.visible(arguments, row(i));
     }
 
-    /// Leaves the sums of the rows in `shared.rows`.
+    /// Leaves what lse needs in `shared.rows`.
     DSO_DEVICE void run(float (&sums)[128]) {
         if (work_.first_tile < work_.last_tile) compute(sums);
         rows_.finish();
         if (lane_ % 4 != 0) return;
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-            shared_.rows[row(i)] = {rows_.sum[i] == 0.f ? kMinusInfinity : rows_.base(i, arguments_.scale_log2),
-                                    rows_.sum[i]};
+        for (int i = 0; i < 2; ++i) {
+            SoftmaxPart& part = shared_.rows[row(i)];
+            part.base = rows_.sum[i] == 0.f ? kMinusInfinity : rows_.base(i, arguments_.scale_log2);
+            part.sum = rows_.sum[i];
+        }
     }
 
   private:
@@ -441,11 +454,28 @@ class MlaDecodeLeft {
     uint32_t num_sent_ = 0;
 };
 
-/// Warpgroup 1: the right half of the columns.
+/// The sum of half a row of p.
+template <ptx::HalfType type>
+DSO_DEVICE float sum_probabilities(const uint8_t* p, int row, int half) {
+    float sum = 0.f;
+#pragma unroll
+    for (int chunk = 0; chunk < 4; ++chunk) {
+        const auto pairs = *reinterpret_cast<const uint4*>(p + swizzled_offset(row, 4 * half + chunk));
+        for (const uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w}) {
+            const float2 x = unpack_half<type>(pair);
+            sum += x.x + x.y;
+        }
+    }
+    return sum;
+}
+
+/// Warpgroup 1: the right half of the columns. While they are multiplied it adds up the probabilities, and leaves their
+/// sums in `shared.rows`.
 template <ptx::HalfType type>
 DSO_DEVICE void compute_right(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeWork& work,
                               float (&sums)[128]) {
-    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const int thread = threadIdx.x % 128, lane = thread % 32, row = thread / 32 * 16 + lane / 4;
+    float row_sum = 0.f;  // of half of row thread / 2
     MlaRing state;
     for (int tile = work.first_tile; tile < work.last_tile; ++tile, state.advance()) {
         ptx::mbarrier_wait(&shared.p_full, (tile - work.first_tile) % 2);
@@ -456,14 +486,17 @@ DSO_DEVICE void compute_right(MlaDecodeShared& shared, const MlaDecodeArguments&
         start_values(sums, shared.kv[state.stage][kMlaSideBoxes], [&](int k, uint64_t v) {
             ptx::WgmmaHalf<type, 256>::mma_transposed(sums, advance_descriptor(p, 32 * k), v, true);
         });
+        row_sum = row_sum * shared.correction[thread / 2] + sum_probabilities<type>(shared.p, thread / 2, thread % 2);
         ptx::wgmma_wait<0>();
         ptx::keep_in_order(sums);
-        __syncwarp();  // every lane has read its corrections
+        __syncwarp();  // every lane has read its corrections and probabilities
         if (lane == 0) {
             shared.right.release(state);
             ptx::mbarrier_arrive(&shared.p_empty);
         }
     }
+    row_sum += __shfl_xor_sync(0xFFFFFFFF, row_sum, 1);
+    if (thread % 2 == 0) shared.rows[thread / 2].rounded_sum = row_sum;
 }
 
 // --------------------------------------------------------------------------------------------------- epilogue
@@ -532,8 +565,8 @@ class MlaDecodeEpilogue {
         for (int i = 0; i < 2; ++i) {
             const int row = first_row + lane_ / 4 + 8 * i;
             const SoftmaxPart part = shared_.rows[row];
-            inverse[i] = inverse_of(part.sum);
-            if (side == 0 && lane_ % 4 == 0 && row < work_.num_rows) store_log2(row, log2_sum(part));
+            inverse[i] = inverse_of(part.rounded_sum);
+            if (side == 0 && lane_ % 4 == 0 && row < work_.num_rows) store_log2(row, log2_sum(part.base, part.sum));
         }
         if (arguments_.num_parts > 1) {
 #pragma unroll
@@ -569,7 +602,7 @@ class MlaDecodeEpilogue {
     DSO_DEVICE void exchange(const float (&sums)[128]) {
         const int groups = kMlaGroups / size_, num_warps = ceil_div(work_.num_rows, 16);
         const int side = warp_ / kWarpsOfSide, row_warp = warp_ % kWarpsOfSide;
-        __syncwarp();  // the rows' sums are there
+        ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there
         ptx::cluster_arrive();
         ptx::cluster_wait();  // all are through with their keys, which lie where the sums go
         if (threadIdx.x == 0)
@@ -586,7 +619,8 @@ class MlaDecodeEpilogue {
             }
             if (side == 0 && lane_ < 16) {
                 const int row = row_warp * 16 + lane_;
-                const float values[2] = {shared_.rows[row].base, shared_.rows[row].sum};
+                const SoftmaxPart part = shared_.rows[row];
+                const float values[4] = {part.base, part.sum, part.rounded_sum, 0.f};
                 for (int owner = 0; owner < size_; ++owner)
                     ptx::store_to_cluster_async(ptx::cluster_address(&shared_.received_rows[rank_][row], owner), values,
                                                 ptx::cluster_address(&shared_.all_received, owner));
@@ -596,7 +630,7 @@ class MlaDecodeEpilogue {
 
         for (int i = warp_; i < groups * num_warps; i += kMlaMathThreads / 32) {
             const int owned = i / num_warps, first_row = i % num_warps * 16 + lane_ / 4;
-            float base[2], total[2] = {}, sum[4] = {};
+            float base[2], total[2] = {}, rounded_total[2] = {}, sum[4] = {};
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 base[h] = kMinusInfinity;
@@ -610,6 +644,7 @@ class MlaDecodeEpilogue {
                     const SoftmaxPart part = shared_.received_rows[source][first_row + 8 * h];
                     const float weight = weight_of(part, base[h]);
                     total[h] += weight * part.sum;
+                    rounded_total[h] += weight * part.rounded_sum;
                     sum[2 * h] += weight * x[2 * h];
                     sum[2 * h + 1] += weight * x[2 * h + 1];
                 }
@@ -619,9 +654,9 @@ class MlaDecodeEpilogue {
             for (int h = 0; h < 2; ++h) {
                 const int row = first_row + 8 * h;
                 if (row >= work_.num_rows) continue;
-                const float inverse = inverse_of(total[h]);
+                const float inverse = inverse_of(rounded_total[h]);
                 store_two(row, column, sum[2 * h] * inverse, sum[2 * h + 1] * inverse);
-                if (owned == 0 && lane_ % 4 == 0) store_log2(row, log2_sum({base[h], total[h]}));
+                if (owned == 0 && lane_ % 4 == 0) store_log2(row, log2_sum(base[h], total[h]));
             }
         }
     }
@@ -674,7 +709,7 @@ class MlaDecodeEpilogue {
         }
         const float inverse = inverse_of(total);
         store_half_pair(row, column, x * inverse, y * inverse);
-        if (has_lse) store_lse(arguments_, work_, row, log2_sum({top, total}));
+        if (has_lse) store_lse(arguments_, work_, row, log2_sum(top, total));
     }
 
     MlaDecodeShared& shared_;

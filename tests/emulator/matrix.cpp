@@ -62,6 +62,11 @@ uint32_t pack_f16x2(float low, float high) {
     return narrow(low) | narrow(high) << 16;
 }
 
+float2 unpack_f16x2(uint32_t packed) {
+    const auto wide = [](uint32_t x) { return __half2float(__ushort_as_half(static_cast<uint16_t>(x))); };
+    return {wide(packed), wide(packed >> 16)};
+}
+
 uint16_t pack_e4m3x2(float low, float high) {
     const auto narrow = [](float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); };
     return static_cast<uint16_t>(narrow(low) | narrow(high) << 8);
