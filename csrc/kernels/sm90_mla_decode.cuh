@@ -400,13 +400,17 @@ class MlaDecodeLeft {
     /// see it have a NaN score by then, or an infinite one.
     DSO_DEVICE void remove_poison(const float (&scores)[32], uint64_t exists, int first_key, const MlaRing& state) {
         ptx::named_barrier_sync(1, 128);  // all warps have their scores
+        uint32_t poisoned = 0;            // a bit for each element
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
-            if (sees(exists, first_key, i) || fabsf(scores[i]) < -kMinusInfinity) continue;
-#pragma unroll 1
+            const bool is_finite = fabsf(scores[i]) < -kMinusInfinity;
+            poisoned |= uint32_t{!is_finite && !sees(exists, first_key, i)} << i;
+        }
+        for (; poisoned != 0; poisoned &= poisoned - 1) {
+            const int key = key_of(__ffs(static_cast<int>(poisoned)) - 1);
             for (int chunk = 0; chunk < kMlaValueDim / 8; ++chunk) {
-                uint8_t* key = shared_.kv[state.stage][chunk / 8] + key_of(i) * kSwizzleBytes;
-                *reinterpret_cast<uint4*>(key + chunk % 8 * 16) = uint4{};
+                uint8_t* row = shared_.kv[state.stage][chunk / 8] + key * kSwizzleBytes;
+                *reinterpret_cast<uint4*>(row + chunk % 8 * 16) = uint4{};
             }
         }
         ptx::fence_proxy_async_shared();
