@@ -23,7 +23,8 @@ MARKERS = re.compile(r"(<!-- ops:begin -->\n).*?(<!-- ops:end -->)", re.DOTALL)
 
 def kernels() -> set[str]:
     """The ops that csrc/torch/register.cpp gives a CUDA kernel."""
-    return set(re.findall(r"^ *DSO_REGISTER\(library, (\w+)\);", (ROOT / "csrc/torch/register.cpp").read_text(), re.M))
+    registered = r"^ *DSO_REGISTER(?:_WHERE)?\(library, (\w+)[,)]"
+    return set(re.findall(registered, (ROOT / "csrc/torch/register.cpp").read_text(), re.M))
 
 
 def module_of(op: str) -> str:
