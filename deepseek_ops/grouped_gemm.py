@@ -1,6 +1,6 @@
 """Grouped FP8 GEMM with fine-grained scaling: one launch for all the experts of a mixture.
 
-Kernel: csrc/kernels/sm90_fp8_gemm.cuh; for few rows csrc/kernels/sm90_fp8_gemm_swap_ab.cuh. K-grouped has none yet.
+Kernel: csrc/kernels/sm90_fp8_gemm.cuh; for few rows csrc/kernels/sm90_fp8_gemm_swap_ab.cuh.
 Method: DeepSeek-V3 report (arXiv:2412.19437), section 3.3.
 
 M-grouped: rows of `a` belong to groups, each with a weight `b[i]` of its own. Three layouts say which rows are whose:

@@ -1,6 +1,7 @@
 """Multi-head latent attention: decoding over the paged latent cache, prefill over expanded keys, and merging the two.
 
-Kernel: csrc/kernels/merge_attn_states.cuh; attention itself has none yet.  Method: DeepSeek-V2 report
+Decoding has a CUDA kernel for 16-bit caches of 576 channels; prefill has none yet.
+Kernels: csrc/kernels/sm90_mla_decode.cuh, csrc/kernels/merge_attn_states.cuh.  Method: DeepSeek-V2 report
 (arXiv:2405.04434), section 2.1.
 
 Decoding is in the absorbed form: the up-projections of keys and values are folded into the query and the output, so

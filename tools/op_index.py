@@ -23,7 +23,8 @@ MARKERS = re.compile(r"(<!-- ops:begin -->\n).*?(<!-- ops:end -->)", re.DOTALL)
 
 def kernels() -> set[str]:
     """The ops that csrc/torch/register.cpp gives a CUDA kernel."""
-    return set(re.findall(r"^ *DSO_REGISTER\(library, (\w+)\);", (ROOT / "csrc/torch/register.cpp").read_text(), re.M))
+    registered = r"^ *DSO_REGISTER(?:_WHERE)?\(library, (\w+)[,)]"
+    return set(re.findall(registered, (ROOT / "csrc/torch/register.cpp").read_text(), re.M))
 
 
 def module_of(op: str) -> str:
@@ -36,9 +37,10 @@ def kernel_of(op: str) -> Path | None:
     """The file of the op's kernel: that of its name, else the one that its module names; None where there is none."""
     if op not in kernels():
         return None
-    own = Path(f"csrc/kernels/{op}.cuh")
-    if (ROOT / own).is_file():
-        return own
+    stem = op.removesuffix("_out").removesuffix("_nt")
+    for own in (Path(f"csrc/kernels/{stem}.cuh"), Path(f"csrc/kernels/sm90_{stem}.cuh")):
+        if (ROOT / own).is_file():
+            return own
     docstring = importlib.import_module(f"deepseek_ops.{module_of(op)}").__doc__ or ""
     found = re.search(r"Kernel: (csrc/kernels/\S+\.cuh)", docstring)
     if found is None:

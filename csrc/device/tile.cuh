@@ -25,6 +25,13 @@ DSO_DEVICE uint64_t wgmma_descriptor(const void* tile) {
            wgmma_descriptor_high() << 32;
 }
 
+/// The descriptor of 16-bit elements whose rows run along K instead ("transposed", MN-major): a row of the tile has 64
+/// of the N columns, and the next 64 lie in another tile, `tile_bytes` further.
+DSO_DEVICE uint64_t wgmma_transposed_descriptor(const void* tile, uint32_t tile_bytes) {
+    return static_cast<uint64_t>((ptx::smem_addr(tile) & 0x3FFFF) >> 4) | static_cast<uint64_t>(tile_bytes >> 4) << 16 |
+           wgmma_descriptor_high() << 32;
+}
+
 /// The descriptors of one tile in each stage of a ring, one after the other. Carried from step to step, so that nothing
 /// is left to compute between the wait for a stage and its first WGMMA.
 template <int kNumStages, int kStageBytes>

@@ -39,6 +39,10 @@ dso_status dso_moe_permute(const dso_row_gather*, dso_stream) { return no_kernel
 
 dso_status dso_moe_unpermute(const dso_row_sum*, dso_stream) { return no_kernel(); }
 
+dso_status dso_plan_mla_decode(const dso_mla_decode*, dso_mla_decode_plan*) { return no_kernel(); }
+
+dso_status dso_mla_decode_by_plan(const dso_mla_decode*, const dso_mla_decode_plan*, dso_stream) { return no_kernel(); }
+
 }  // extern "C"
 
 #endif

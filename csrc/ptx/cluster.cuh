@@ -34,6 +34,16 @@ DSO_DEVICE uint32_t cluster_address(const void* pointer, uint32_t rank) {
     return address;
 }
 
+/// `st.async`: floats to an address from `cluster_address`; their bytes are counted by `barrier`, which is in the same
+/// CTA's shared memory, when they are there. No fence is needed.
+DSO_DEVICE void store_to_cluster_async(uint32_t address, const float (&x)[4], uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+            address),
+        "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(barrier)
+        : "memory");
+}
+
 /// `cp.async.bulk`: `num_bytes`, a multiple of 16, from this CTA's shared memory to an address from `cluster_address`.
 /// They are counted by `barrier`, which is in the same CTA's shared memory, when they are there.
 DSO_DEVICE void copy_to_cluster_async(uint32_t destination, const void* source, uint32_t num_bytes, uint32_t barrier) {

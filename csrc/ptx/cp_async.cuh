@@ -13,6 +13,13 @@ DSO_DEVICE void cp_async_4(void* destination, const void* source, bool valid) {
                  : "memory");
 }
 
+/// `cp.async.cg` of 16 bytes, past the first-level cache; likewise.
+DSO_DEVICE void cp_async_16(void* destination, const void* source, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_addr(destination)), "l"(source),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
 /// `cp.async.mbarrier.arrive.noinc`: one of the barrier's expected arrivals, made when this thread's copies are done.
 DSO_DEVICE void cp_async_mbarrier_arrive(uint64_t* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_addr(barrier)) : "memory");

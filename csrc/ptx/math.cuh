@@ -12,4 +12,11 @@ DSO_DEVICE float reciprocal(float x) {
     return y;
 }
 
+/// `ex2.approx.ftz.f32`: 2 to the power of x, within two units in the last place.
+DSO_DEVICE float exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 }  // namespace dso::ptx

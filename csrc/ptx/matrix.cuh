@@ -28,6 +28,22 @@ DSO_DEVICE uint32_t pack_bf16x2(float low, float high) {
     return packed;
 }
 
+/// `cvt.rn.f16x2.f32`: two floats to float16, `low` in the lower half. What is too large becomes infinite.
+DSO_DEVICE uint32_t pack_f16x2(float low, float high) {
+    uint32_t packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+/// `cvt.f32.f16`, twice: what `pack_f16x2` packed.
+DSO_DEVICE float2 unpack_f16x2(uint32_t packed) {
+    float2 x;
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}\n"
+        : "=f"(x.x), "=f"(x.y)
+        : "r"(packed));
+    return x;
+}
+
 /// `cvt.rn.satfinite.e4m3x2.f32`: two floats to e4m3, saturating at 448, `low` in the lower byte. NaN stays NaN.
 DSO_DEVICE uint16_t pack_e4m3x2(float low, float high) {
     uint16_t packed;

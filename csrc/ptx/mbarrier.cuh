@@ -22,6 +22,11 @@ DSO_DEVICE void mbarrier_arrive(uint64_t* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(barrier)) : "memory");
 }
 
+/// The same `count` times.
+DSO_DEVICE void mbarrier_arrive_times(uint64_t* barrier, uint32_t count) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(smem_addr(barrier)), "r"(count) : "memory");
+}
+
 /// `mbarrier.arrive.expect_tx`: one arrival, and `num_bytes` more for TMA to deliver in this phase.
 DSO_DEVICE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t num_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_addr(barrier)), "r"(num_bytes)

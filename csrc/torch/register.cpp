@@ -11,6 +11,13 @@
         library.impl(name, &dso::kernel_or_reference<name, TORCH_BOX(&dso::op)>); \
     } while (0)
 
+// The same where the kernel is not for all arguments.
+#define DSO_REGISTER_WHERE(library, op, is_for)                                                \
+    do {                                                                                       \
+        static constexpr char name[] = #op;                                                    \
+        library.impl(name, &dso::kernel_or_reference<name, TORCH_BOX(&dso::op), dso::is_for>); \
+    } while (0)
+
 STABLE_TORCH_LIBRARY_IMPL(deepseek_ops, CUDA, library) {
     DSO_REGISTER(library, fp8_gemm_nt);
     DSO_REGISTER(library, fp8_gemm_nt_out);
@@ -36,6 +43,8 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_ops, CUDA, library) {
     DSO_REGISTER(library, moe_gate);
     DSO_REGISTER(library, moe_permute);
     DSO_REGISTER(library, moe_unpermute);
+    DSO_REGISTER_WHERE(library, mla_decode, has_mla_decode_kernel);
+    DSO_REGISTER_WHERE(library, mla_decode_out, has_mla_decode_out_kernel);
 }
 
 #endif

@@ -84,6 +84,10 @@ T atomicMax(T* address, T value) {
     return old;
 }
 inline void __threadfence() {}
+template <typename T>
+T __ldcg(const T* address) {
+    return *address;
+}
 
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }

@@ -1,5 +1,6 @@
 #include "ptx/cluster.cuh"
 
+#include <array>
 #include <cstring>
 
 #include "mbarrier.h"
@@ -48,6 +49,20 @@ uint32_t cluster_address(const void* pointer, uint32_t rank) {
     const uint32_t offset = address_of(pointer) & ((1u << kRankShift) - 1);
     if (rank >= cluster_size()) fail("mapa: CTA %u of a cluster of %u", rank, cluster_size());
     return rank << kRankShift | offset;
+}
+
+void store_to_cluster_async(uint32_t address, const float (&x)[4], uint32_t barrier_address) {
+    maybe_pause();
+    const char* const name = "st.async";
+    if (address % sizeof(x) != 0) fail("%s: 0x%x is not aligned to %zu bytes", name, address, sizeof(x));
+    const Place place = place_of(address, sizeof(x), name);
+    const Place barrier = mbarrier_of(place, barrier_address, name);
+    std::array<float, 4> values;
+    std::copy(x, x + 4, values.begin());
+    start(name, place.cta, [=] {
+        memcpy(place.bytes, values.data(), sizeof(values));
+        complete_bytes(barrier, sizeof(values), name);
+    });
 }
 
 void copy_to_cluster_async(uint32_t destination, const void* source, uint32_t num_bytes, uint32_t barrier) {

@@ -4,22 +4,35 @@
 
 #include "mbarrier.h"
 
+namespace emulator {
+namespace {
+
+void copy(void* destination, const void* source, uint32_t num_bytes, bool valid) {
+    maybe_pause();
+    const char* const name = "cp.async";
+    const uint32_t address = address_of(destination);
+    if (address % num_bytes != 0 || (valid && reinterpret_cast<uintptr_t>(source) % num_bytes != 0))
+        fail("%s: not aligned to %u bytes", name, num_bytes);
+    const Place place = place_of(address, num_bytes, name);
+    memset(place.bytes, kPoison, num_bytes);
+    current->copies.push_back(start(name, place.cta, [=] {
+        if (valid) {
+            memcpy(place.bytes, source, num_bytes);
+        } else {
+            memset(place.bytes, 0, num_bytes);
+        }
+    }));
+}
+
+}  // namespace
+}  // namespace emulator
+
 namespace dso::ptx {
 
 using namespace emulator;
 
-void cp_async_4(void* destination, const void* source, bool valid) {
-    maybe_pause();
-    const char* const name = "cp.async";
-    const uint32_t address = address_of(destination);
-    if (address % 4 != 0 || reinterpret_cast<uintptr_t>(source) % 4 != 0) fail("%s: not aligned to 4 bytes", name);
-    const Place place = place_of(address, 4, name);
-    memset(place.bytes, kPoison, 4);
-    current->copies.push_back(start(name, place.cta, [=] {
-        const uint32_t zero = 0;
-        memcpy(place.bytes, valid ? source : &zero, 4);
-    }));
-}
+void cp_async_4(void* destination, const void* source, bool valid) { copy(destination, source, 4, valid); }
+void cp_async_16(void* destination, const void* source, bool valid) { copy(destination, source, 16, valid); }
 
 void cp_async_mbarrier_arrive(uint64_t* barrier) {
     maybe_pause();

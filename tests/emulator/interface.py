@@ -137,6 +137,21 @@ class RowSum(ctypes.Structure):
     ]
 
 
+class MlaDecode(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "q kv_cache block_table cache_seqlens out lse workspace"),
+        *fields(ctypes.c_int64, "b s_q num_heads num_pages page_size max_pages q_stride_b q_stride_s q_stride_h"),
+        *fields(ctypes.c_int64, "page_stride key_stride table_stride out_stride_b out_stride_s out_stride_h"),
+        *fields(ctypes.c_int, "dtype"),
+        *fields(ctypes.c_double, "softmax_scale"),
+        *fields(ctypes.c_int, "causal"),
+    ]
+
+
+class MlaDecodePlan(ctypes.Structure):
+    _fields_ = [*fields(ctypes.c_int, "cluster_size num_parts"), *fields(ctypes.c_int64, "workspace_bytes")]
+
+
 def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -157,8 +172,9 @@ class Kernels:
     def use(self, num_sms: int = 4, seed: int = 0) -> None:
         self._library.emulator_set(num_sms, seed)
 
-    def _call(self, name: str, call: ctypes.Structure, *more: int) -> None:
-        status = getattr(self._library, name)(ctypes.byref(call), *more, None)
+    def _call(self, name: str, call: ctypes.Structure, *more: int | ctypes.Structure, has_stream: bool = True) -> None:
+        arguments = [ctypes.byref(x) if isinstance(x, ctypes.Structure) else x for x in (call, *more)]
+        status = getattr(self._library, name)(*arguments, *([None] if has_stream else []))
         assert status == 0, self._library.dso_last_error().decode()
 
     def fp8_gemm_nt(
@@ -295,6 +311,33 @@ class Kernels:
     def moe_unpermute(self, y: Tensor, row_idx: Tensor, topk_weights: Tensor, out: Tensor) -> None:
         extents = (y.shape[0], *out.shape, row_idx.shape[1], y.stride(0), DTYPES[y.dtype])
         self._call("dso_moe_unpermute", RowSum(*map(pointer, (y, row_idx, topk_weights, out)), *extents))
+
+    def mla_decode(
+        self,
+        operands: tuple[Tensor, Tensor, Tensor, Tensor],
+        out: Tensor,
+        lse: Tensor,
+        softmax_scale: float,
+        *,
+        causal: bool = True,
+        plan: tuple[int, int] | None = None,
+    ) -> None:
+        """`plan` is the CTAs of a cluster and the number of clusters that share keys; None: the package's own."""
+        q, kv_cache, block_table, _ = operands
+        (b, s_q, h, _), (num_pages, page_size, _) = q.shape, kv_cache.shape
+        pointers = [pointer(x) for x in (*operands, out, lse, None)]
+        extents = (b, s_q, h, num_pages, page_size, block_table.shape[1])
+        rows = (*q.stride()[:3], *kv_cache.stride()[:2], block_table.stride(0), *out.stride()[:3])
+        call = MlaDecode(*pointers, *extents, *rows, DTYPES[q.dtype], softmax_scale, causal)
+        chosen = MlaDecodePlan()
+        self._call("dso_plan_mla_decode", call, chosen, has_stream=False)
+        if plan is not None:
+            # As many bytes as any plan takes, and poison where it has not written.
+            units = b * -(-s_q * h // 64)
+            chosen = MlaDecodePlan(*plan, 4 * units * (plan[0] + plan[1] * 64 * (512 + plan[0])))
+        workspace = torch.full((chosen.workspace_bytes,), 0xFF, dtype=torch.uint8)
+        call.workspace = workspace.data_ptr()
+        self._call("dso_mla_decode_by_plan", call, chosen)
 
 
 def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:

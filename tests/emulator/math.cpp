@@ -10,4 +10,9 @@ float reciprocal(float x) {
     return std::fabs(y) < FLT_MIN ? std::copysign(0.f, y) : y;
 }
 
+float exp2(float x) {
+    const float y = std::exp2(x);
+    return std::fabs(y) < FLT_MIN ? 0.f : y;
+}
+
 }  // namespace dso::ptx

@@ -1,6 +1,7 @@
 #include "ptx/matrix.cuh"
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <cstring>
@@ -54,6 +55,16 @@ void stmatrix_x2_trans(void* column, uint32_t r0, uint32_t r1) {
 uint32_t pack_bf16x2(float low, float high) {
     const auto narrow = [](float x) -> uint32_t { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); };
     return narrow(low) | narrow(high) << 16;
+}
+
+uint32_t pack_f16x2(float low, float high) {
+    const auto narrow = [](float x) -> uint32_t { return __half_as_ushort(__float2half_rn(x)); };
+    return narrow(low) | narrow(high) << 16;
+}
+
+float2 unpack_f16x2(uint32_t packed) {
+    const auto wide = [](uint32_t x) { return __half2float(__ushort_as_half(static_cast<uint16_t>(x))); };
+    return {wide(packed), wide(packed >> 16)};
 }
 
 uint16_t pack_e4m3x2(float low, float high) {

@@ -87,6 +87,12 @@ void mbarrier_arrive(uint64_t* barrier) {
     arrive(place_of_barrier(address_of(barrier), "mbarrier.arrive"), "mbarrier.arrive");
 }
 
+void mbarrier_arrive_times(uint64_t* barrier, uint32_t count) {
+    maybe_pause();
+    const Place place = place_of_barrier(address_of(barrier), "mbarrier.arrive");
+    for (uint32_t i = 0; i < count; ++i) arrive(place, "mbarrier.arrive");
+}
+
 void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t num_bytes) {
     maybe_pause();
     const char* const name = "mbarrier.arrive.expect_tx";

@@ -246,25 +246,30 @@ void wait_for_cp_async(const Arguments arguments) {
     ptx::mbarrier_wait(&shared.barrier, 0);
 }
 
-/// The CTAs of a cluster send each other 256 bytes. Broken: before they know that the other runs.
+/// The CTAs of a cluster send each other 512 bytes, by the lanes or at once. Broken: before they know that the other
+/// runs.
+template <bool kAtOnce>
 void send_when_the_other_runs(const Arguments arguments) {
     auto& shared = ptx::dynamic_shared<Shared>();
     if (threadIdx.x == 0) {
         ptx::mbarrier_init(&shared.barrier, 1);
         ptx::fence_mbarrier_init();
     }
-    auto* sent = reinterpret_cast<float (*)[2]>(shared.tiles[0]);
-    auto* received = reinterpret_cast<float (*)[2]>(shared.tiles[1]);
-    sent[threadIdx.x][0] = sent[threadIdx.x][1] = kOne;
+    auto* sent = reinterpret_cast<float (*)[4]>(shared.tiles[0]);
+    auto* received = reinterpret_cast<float (*)[4]>(shared.tiles[1]);
+    for (float& x : sent[threadIdx.x]) x = kOne;
     ptx::fence_proxy_async_shared();
     __syncwarp();
     ptx::cluster_arrive();
     if (!arguments.is_broken) ptx::cluster_wait();
     const uint32_t other = 1 - ptx::cluster_rank();
     const uint32_t barrier = ptx::cluster_address(&shared.barrier, other);
-    if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(&shared.barrier, 32 * sizeof(float[2]));
-    if (threadIdx.x == 0)
-        ptx::copy_to_cluster_async(ptx::cluster_address(received, other), sent, 32 * sizeof(float[2]), barrier);
+    if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(&shared.barrier, 32 * sizeof(float[4]));
+    if (!kAtOnce) {
+        ptx::store_to_cluster_async(ptx::cluster_address(received[threadIdx.x], other), sent[threadIdx.x], barrier);
+    } else if (threadIdx.x == 0) {
+        ptx::copy_to_cluster_async(ptx::cluster_address(received, other), sent, 32 * sizeof(float[4]), barrier);
+    }
     ptx::mbarrier_wait(&shared.barrier, 0);
     arguments.floats[ptx::cluster_rank() * 32 + threadIdx.x] = received[threadIdx.x][1];
     if (arguments.is_broken) return;
@@ -351,7 +356,8 @@ constexpr Program kPrograms[] = {
     PROGRAM(stay_together, 32, 0, 0),
     PROGRAM(stay_in_shared_memory, 32, 1, 0),
     PROGRAM(wait_for_cp_async, 32, 0, 32),
-    PROGRAM(send_when_the_other_runs, 32, 0, 64, 2),
+    PROGRAM(send_when_the_other_runs<false>, 32, 0, 64, 2),
+    PROGRAM(send_when_the_other_runs<true>, 32, 0, 64, 2),
 };
 
 dso_status run(const Program& program, bool is_broken) {

@@ -13,7 +13,7 @@ from torch import Tensor
 import deepseek_ops
 from deepseek_ops import to_mn_major_tma_aligned
 from deepseek_ops.quantize import empty_sf
-from tests.emulator.build import MISSING, build_kernels, fp8_gemm_tiles
+from tests.emulator.build import MISSING, fp8_gemm_tiles
 from tests.emulator.interface import CONTIGUOUS, MASKED, OFFSETS, Kernels
 from tests.support import (
     BF16_LIMIT,
@@ -39,16 +39,6 @@ PLANS = [
 ]
 MANY_ROWS = next(config for config, (kind, x) in enumerate(TILES) if kind == "DSO_FP8_GEMM" and x[:2] == (3, 128))
 """The tile for which there is a kernel of its own, where sfa is MN-major and d is bfloat16."""
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return build_kernels(tmp_path_factory.mktemp("emulator"))
-
-
-@pytest.fixture
-def kernels(library):
-    return Kernels(library)
 
 
 def rows_of(config: int) -> int:

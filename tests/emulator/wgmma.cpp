@@ -194,7 +194,7 @@ void wait_for_wgmma(size_t num_pending) {
     current->has_wgmma_fence = false;
     // A lane's registers are read by its neighbours' WGMMAs, too.
     if (current->lends_registers_to_wgmma) meet(name);
-    current->lends_registers_to_wgmma = false;
+    if (num_pending == 0) current->lends_registers_to_wgmma = false;
 }
 
 }  // namespace emulator

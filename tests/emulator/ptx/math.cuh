@@ -5,5 +5,6 @@
 namespace dso::ptx {
 
 float reciprocal(float x);
+float exp2(float x);
 
 }  // namespace dso::ptx

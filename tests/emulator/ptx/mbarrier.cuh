@@ -8,6 +8,7 @@ uint32_t smem_addr(const void* pointer);
 void mbarrier_init(uint64_t* barrier, uint32_t num_arrivals);
 void fence_mbarrier_init();
 void mbarrier_arrive(uint64_t* barrier);
+void mbarrier_arrive_times(uint64_t* barrier, uint32_t count);
 void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t num_bytes);
 void mbarrier_wait(uint64_t* barrier, uint32_t parity);
 

@@ -34,12 +34,33 @@ void wgmma_wait() {
 
 template <int kCount>
 void keep_in_order(float (&)[kCount]) {}
+template <int kRows, int kCount>
+void keep_in_order(uint32_t (&)[kRows][kCount]) {}
 
 template <int N>
 struct WgmmaE4M3 {
     static constexpr int kNumAccumulators = N / 2;
     static void mma(float (&d)[kNumAccumulators], uint64_t a, uint64_t b, bool accumulate) {
         emulator::multiply(d, N, emulator::Element::kE4M3, {a}, {b}, accumulate);
+    }
+};
+
+enum class HalfType { kBF16, kF16 };
+
+template <HalfType type, int N>
+struct WgmmaHalf {
+    static constexpr int kNumAccumulators = N / 2;
+    static constexpr auto kElement = type == HalfType::kBF16 ? emulator::Element::kBF16 : emulator::Element::kF16;
+
+    static void mma(float (&d)[kNumAccumulators], uint64_t a, uint64_t b, bool accumulate) {
+        emulator::multiply(d, N, kElement, {a}, {b}, accumulate);
+    }
+    static void mma_transposed(float (&d)[kNumAccumulators], uint64_t a, uint64_t b, bool accumulate) {
+        emulator::multiply(d, N, kElement, {a}, {b, true}, accumulate);
+    }
+    static void mma_registers_transposed(float (&d)[kNumAccumulators], const uint32_t (&a)[4], uint64_t b,
+                                         bool accumulate) {
+        emulator::multiply_registers(d, N, kElement, a, {b, true}, accumulate);
     }
 };
 

@@ -1,0 +1,30 @@
+// The MLA decoding kernel's parameters: plain data that host and device share.
+#pragma once
+
+#include "ptx/types.cuh"
+
+namespace dso {
+
+struct MlaDecodeArguments {
+    const void* q;  // [b, s_q, heads, 576], strides below
+    int64_t q_stride_b, q_stride_s, q_stride_h;
+    const void* kv_cache;  // [num_pages, page_size, 576], strides below
+    int64_t page_stride, key_stride;
+    const int32_t* block_table;  // [b, max_pages]
+    int64_t table_stride;
+    const int32_t* cache_seqlens;  // [b]
+    void* out;                     // [b, s_q, heads, 512], strides below
+    int64_t out_stride_b, out_stride_s, out_stride_h;
+    float* lse;          // [b, s_q, heads], contiguous
+    float* partial_out;  // [tiles of rows, num_parts, 64, 512], only of several parts
+    float* partial_lse;  // [tiles of rows, num_parts, CTAs of a cluster, 64], base 2, likewise
+    int32_t* arrivals;   // [tiles of rows, CTAs of a cluster], zeros, likewise
+    int num_pages, page_size, max_keys;
+    int s_q, num_heads;
+    int num_row_tiles, num_parts;  // of a request, of a tile of rows
+    int box_rows;                  // rows of a page that TMA loads at a time, a divisor of 64; 0: it cannot
+    bool is_causal;
+    float scale_log2;  // softmax_scale * log2(e)
+};
+
+}  // namespace dso

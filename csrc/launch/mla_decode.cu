@@ -1,0 +1,146 @@
+// From a checked call to a launched kernel: plan, tensor map, scratch.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/sm90_mla_decode.cuh"
+#include "launch/cuda_check.h"
+#include "launch/device_info.h"
+#include "launch/launch.h"
+#include "launch/mla_decode_checks.h"
+#include "launch/mla_decode_plan.h"
+#include "launch/tensor_map.h"
+
+namespace dso {
+namespace {
+
+constexpr int64_t kMostInt = (int64_t{1} << 31) - 1;
+
+/// Extents that follow from a call's.
+struct MlaDecodeShape {
+    int64_t num_row_tiles, num_units;  // of a request, of all
+    int64_t max_keys;
+
+    explicit MlaDecodeShape(const dso_mla_decode& decode)
+        : num_row_tiles(ceil_div<int64_t>(decode.s_q * decode.num_heads, kMlaTile)),
+          num_units(decode.b * num_row_tiles),
+          max_keys(decode.max_pages > kMostInt / decode.page_size ? kMostInt : decode.max_pages * decode.page_size) {}
+};
+
+/// What several parts need: their outputs, their logarithms, and one counter for each CTA of a cluster.
+struct MlaDecodeScratch {
+    int64_t out_floats = 0, lse_floats = 0, num_arrivals = 0;
+
+    MlaDecodeScratch(const MlaDecodeShape& shape, const dso_mla_decode_plan& plan) {
+        if (plan.num_parts == 1) return;
+        const int64_t num_parts = shape.num_units * plan.num_parts;
+        out_floats = num_parts * kMlaTile * kMlaValueDim;
+        lse_floats = num_parts * plan.cluster_size * kMlaTile;
+        num_arrivals = shape.num_units * plan.cluster_size;
+    }
+
+    int64_t num_bytes() const { return (out_floats + lse_floats + num_arrivals) * 4; }
+};
+
+bool is_possible(const dso_mla_decode_plan& plan) {
+    const int size = plan.cluster_size;
+    return (size == 1 || size == 2 || size == 4 || size == 8) && plan.num_parts >= 1 && plan.num_parts <= 1024;
+}
+
+/// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; 0 where none do.
+int box_rows_of(const dso_mla_decode& decode) {
+    if (decode.num_pages == 0) return 0;
+    if (decode.page_size % kMlaTile == 0) return kMlaTile;
+    return kMlaTile % decode.page_size == 0 && decode.page_size >= 8 ? static_cast<int>(decode.page_size) : 0;
+}
+
+MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeShape& shape,
+                                const dso_mla_decode_plan& plan) {
+    const MlaDecodeScratch scratch(shape, plan);
+    auto* partial_out = static_cast<float*>(decode.workspace);
+    const auto after = [&](int64_t count) { return partial_out ? partial_out + count : nullptr; };
+    return {decode.q,
+            decode.q_stride_b,
+            decode.q_stride_s,
+            decode.q_stride_h,
+            decode.kv_cache,
+            decode.page_stride,
+            decode.key_stride,
+            decode.block_table,
+            decode.table_stride,
+            decode.cache_seqlens,
+            decode.out,
+            decode.out_stride_b,
+            decode.out_stride_s,
+            decode.out_stride_h,
+            decode.lse,
+            partial_out,
+            after(scratch.out_floats),
+            reinterpret_cast<int32_t*>(after(scratch.out_floats + scratch.lse_floats)),
+            static_cast<int>(std::min(decode.num_pages, kMostInt)),
+            static_cast<int>(decode.page_size),
+            static_cast<int>(shape.max_keys),
+            static_cast<int>(decode.s_q),
+            static_cast<int>(decode.num_heads),
+            static_cast<int>(shape.num_row_tiles),
+            plan.num_parts,
+            box_rows_of(decode),
+            decode.causal != 0,
+            static_cast<float>(decode.softmax_scale * 1.4426950408889634)};
+}
+
+template <ptx::HalfType type>
+dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device, dso_stream stream) {
+    const MlaDecodeShape shape(decode);
+    const MlaDecodeScratch scratch(shape, plan);
+    const int64_t num_ctas = shape.num_units * plan.cluster_size * plan.num_parts;
+    if (num_ctas > kMostInt) return fail(DSO_INVALID, "mla_decode: more than 2^31 tiles of rows");
+    if (scratch.num_bytes() > 0 && !decode.workspace) return fail(DSO_INVALID, "mla_decode: no workspace");
+    const MlaDecodeArguments arguments = arguments_of(decode, shape, plan);
+    TensorMap map_kv{};
+    if (arguments.box_rows != 0)
+        DSO_TRY(encode_tensor_map({decode.kv_cache, decode.num_pages, decode.page_size, kMlaKeyDim, decode.page_stride,
+                                   decode.key_stride, 2, arguments.box_rows, 64, true},
+                                  &map_kv));
+    if (scratch.num_arrivals > 0)
+        DSO_CUDA(cudaMemset2DAsync(arguments.arrivals, scratch.num_arrivals * 4, 0, scratch.num_arrivals * 4, 1,
+                                   static_cast<cudaStream_t>(stream)));
+    constexpr auto kernel = sm90_mla_decode_kernel<type>;
+    constexpr int kSharedBytes = sizeof(MlaDecodeShared);
+    DSO_TRY(allow_shared_memory<kernel>(device, kSharedBytes));
+    const bool is_next_to_a_kernel = scratch.num_arrivals == 0;
+    return launch_kernel(kernel,
+                         {dim3(static_cast<unsigned>(num_ctas)), dim3(kMlaThreads), kSharedBytes, stream,
+                          plan.cluster_size, is_next_to_a_kernel},
+                         map_kv, arguments);
+}
+
+bool is_empty(const dso_mla_decode& decode) { return decode.b == 0 || decode.s_q == 0; }
+
+}  // namespace
+}  // namespace dso
+
+extern "C" dso_status dso_plan_mla_decode(const dso_mla_decode* decode, dso_mla_decode_plan* plan) {
+    using namespace dso;
+    DSO_TRY(check_mla_decode(*decode));
+    *plan = {1, 1, 0};
+    if (is_empty(*decode)) return DSO_OK;
+    int device, num_sms;
+    DSO_TRY(current_device(&device, &num_sms));
+    const MlaDecodeShape shape(*decode);
+    const MlaDecodeSplits splits = plan_mla_decode(shape.num_units, shape.num_row_tiles, shape.max_keys, num_sms);
+    *plan = {splits.cluster_size, splits.num_parts, 0};
+    plan->workspace_bytes = MlaDecodeScratch(shape, *plan).num_bytes();
+    return DSO_OK;
+}
+
+extern "C" dso_status dso_mla_decode_by_plan(const dso_mla_decode* decode, const dso_mla_decode_plan* plan,
+                                             dso_stream stream) {
+    using namespace dso;
+    DSO_TRY(check_mla_decode(*decode));
+    if (!is_possible(*plan)) return fail(DSO_INVALID, "mla_decode: no such plan");
+    if (is_empty(*decode)) return DSO_OK;
+    int device, num_sms;
+    DSO_TRY(current_device(&device, &num_sms));
+    return decode->dtype == DSO_BF16 ? launch<ptx::HalfType::kBF16>(*decode, *plan, device, stream)
+                                     : launch<ptx::HalfType::kF16>(*decode, *plan, device, stream);
+}

@@ -1,0 +1,17 @@
+// How many CTAs share the keys of a request. Pure arithmetic of the shape, so that a captured graph stays right when
+// the lengths change: no length is read.
+#pragma once
+
+#include <cstdint>
+
+namespace dso {
+
+struct MlaDecodeSplits {
+    int cluster_size;  // CTAs that add up through shared memory: 1, 2, 4 or 8
+    int num_parts;     // clusters that add up through global memory
+};
+
+/// For `num_units` tiles of rows, `num_row_tiles` of them of the same request, over up to `max_keys` keys.
+MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t max_keys, int num_sms);
+
+}  // namespace dso

@@ -1,0 +1,165 @@
+"""MLA decoding on an emulated GPU: every way to share the keys and to load them, and what must leave no trace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.emulator.build import MISSING
+from tests.support import Guarded, bits
+from tests.test_mla import (
+    GARBAGE,
+    PEAKY,
+    UNIT,
+    assert_attention_close,
+    assert_same_bits,
+    int32,
+    random_case,
+)
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+INT_MAX = 2**31 - 1
+LENGTHS = (0, 1, 63, 64, 65, 200)
+PLANS = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 2), (8, 2)]
+"""CTAs of a cluster, and clusters that share the keys."""
+
+
+def decode(kernels, case, scale=UNIT, **options):
+    """In guarded tensors, whose rows have gaps."""
+    b, s_q, h, _ = case.q.shape
+    out = Guarded((b, s_q, h, 512), case.q.dtype, "cpu", strides=(s_q * h * 520, h * 520, 520, 1))
+    lse = Guarded((b, s_q, h), torch.float32, "cpu")
+    kernels.mla_decode(case.tensors(), out.tensor, lse.tensor, scale, **options)
+    out.assert_intact()
+    lse.assert_intact()
+    return out.tensor, lse.tensor
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_every_plan_is_attention_over_the_pages(plan, dtype, kernels):
+    case = random_case("cpu", LENGTHS, 64, h=16, dtype=dtype)
+    for seed, scale in enumerate((UNIT, PEAKY)):
+        kernels.use(num_sms=8, seed=seed)
+        assert_attention_close(decode(kernels, case, scale, plan=plan), case.truth(scale))
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 8, 16, 24, 32, 64, 128])
+def test_pages_of_any_size(page_size, kernels):
+    case = random_case("cpu", LENGTHS, page_size, h=5)
+    assert_attention_close(decode(kernels, case), case.truth())
+
+
+@pytest.mark.parametrize("plan", [(1, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("s_q", [1, 2])
+@pytest.mark.parametrize("h", [1, 8, 16, 63, 64, 65, 128])
+def test_any_number_of_heads_and_queries(h, s_q, plan, kernels):
+    case = random_case("cpu", (1, 130), h=h, s_q=s_q)
+    assert_attention_close(decode(kernels, case, plan=plan), case.truth())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("s_q", [3, 8])
+def test_the_last_query_sees_the_last_key(s_q, causal, kernels):
+    case = random_case("cpu", (0, s_q - 1, s_q, 66, 129), s_q=s_q, h=9)
+    assert_attention_close(decode(kernels, case, causal=causal), case.truth(causal=causal))
+
+
+@pytest.mark.parametrize(("num_sms", "seed"), [(1, 2), (2, 3), (5, 4), (16, 5), (16, 6)])
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, kernels):
+    case = random_case("cpu", (70, 450), 16, h=20)
+    want = decode(kernels, case, plan=plan)
+    kernels.use(num_sms, seed)
+    assert_same_bits(decode(kernels, case, plan=plan), want)
+
+
+@pytest.mark.parametrize("page_size", [1, 64])
+def test_the_ring_goes_round_many_times(page_size, kernels):
+    case = random_case("cpu", (64 * 9 + 1,), page_size, h=64)
+    for seed in range(6):
+        kernels.use(seed=seed)
+        assert_attention_close(decode(kernels, case, plan=(1, 1)), case.truth())
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_what_lies_past_the_length_leaves_no_trace(page_size, poison, kernels):
+    clean, dirty = (random_case("cpu", LENGTHS, page_size, s_q=2, poison=x) for x in (0.0, poison))
+    assert_same_bits(decode(kernels, dirty), decode(kernels, clean))
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_poisoned_key_is_felt_by_those_who_see_it_alone(poison, kernels):
+    case = random_case("cpu", (130, 130), 64, s_q=4, h=5)
+    dirty = case.kv_cache.clone()
+    dirty[case.block_table[0, 2], 0] = poison  # key 128, which queries 2 and 3 see
+    out, lse = decode(kernels, replace(case, kv_cache=dirty))
+    want_out, want_lse = decode(kernels, case)
+    assert torch.equal(bits(out[1]), bits(want_out[1]))
+    assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
+    assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
+    if math.isnan(poison):
+        assert out[0, 2:].isnan().all()
+        assert lse[0, 2:].isnan().all()
+
+
+@pytest.mark.parametrize("page", [-1, INT_MAX, -(2**31), "num_pages"])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_keys_of_a_page_that_does_not_exist_are_invisible(page_size, page, kernels):
+    n = 64 // page_size
+    case = random_case("cpu", (192, 192, page_size), page_size)
+    table = case.block_table.clone()
+    wild = case.kv_cache.shape[0] if page == "num_pages" else page
+    table[1, n : 2 * n] = wild
+    table[1, 0] = wild
+    table[2, 0] = wild
+    keys = [case.keys[0], torch.cat((case.keys[1][page_size:64], case.keys[1][128:])), case.keys[2][:0]]
+    for plan in ((1, 1), (2, 1)):
+        got = decode(kernels, replace(case, block_table=table), plan=plan)
+        assert_attention_close(got, replace(case, keys=keys).truth())
+
+
+def test_tables_hold_garbage_past_the_length_and_lengths_are_clamped(kernels):
+    case = random_case("cpu", (128, 128), 16, s_q=3, spare_columns=0)
+    want = decode(kernels, case)
+    for length in (129, INT_MAX):
+        assert_same_bits(decode(kernels, replace(case, cache_seqlens=int32([length, 128], "cpu"))), want)
+    for length in (-1, -(2**31)):
+        out, lse = decode(kernels, replace(case, cache_seqlens=int32([length, 128], "cpu")))
+        assert (out[0] == 0).all()
+        assert lse[0].isneginf().all()
+    short = replace(case, cache_seqlens=int32([60, 128], "cpu"))
+    want = decode(kernels, short)
+    for entry in GARBAGE:
+        table = case.block_table.clone()
+        table[0, 4:] = entry
+        assert_same_bits(decode(kernels, replace(short, block_table=table)), want)
+
+
+@pytest.mark.parametrize("what", ["table", "pool"])
+def test_empty_containers(what, kernels):
+    case = random_case("cpu", (5, 6), s_q=2)
+    case = (
+        replace(case, block_table=case.block_table[:, :0])
+        if what == "table"
+        else replace(case, kv_cache=case.kv_cache[:0])
+    )
+    out, lse = decode(kernels, case)
+    assert (out == 0).all()
+    assert lse.isneginf().all()
+
+
+def test_strided_queries_and_caches_give_the_same_bits(kernels):
+    case = random_case("cpu", (70, 200), 64, s_q=2)
+    wide_q = torch.randn(*case.q.shape[:-1], 640).bfloat16()
+    wide_q[..., :576] = case.q
+    layers = torch.randn(len(case.kv_cache), 3, 64, 576).bfloat16()
+    layers[:, 1] = case.kv_cache
+    strided = replace(case, q=wide_q[..., :576], kv_cache=layers[:, 1], block_table=case.block_table.repeat(1, 2))
+    strided = replace(strided, block_table=strided.block_table[:, : case.block_table.shape[1]])
+    assert_same_bits(decode(kernels, strided), decode(kernels, case))
