@@ -282,7 +282,16 @@ def test_an_fp8_cache_equals_its_dequantized_twin(dtype, device):
     assert fp8.shape[-1] == 656
     twin = torch.cat((q8.double() * sf.double().repeat_interleave(128, -1), rope.double()), -1).to(dtype)
     case = replace(case, q=case.q.to(dtype))
-    assert_same_bits(replace(case, kv_cache=fp8).decode(), replace(case, kv_cache=twin).decode())
+    got = replace(case, kv_cache=fp8).decode()
+    if device == "cuda":  # where 16-bit caches have a kernel, and FP8 ones the reference
+        held = zip(case.block_table.tolist(), case.keys, strict=True)
+        keys = [
+            torch.stack([twin.new_zeros(576), *(twin[pages[j // 16], j % 16] for j in range(len(k)))])
+            for pages, k in held
+        ]
+        assert_attention_close(got, replace(case, keys=[k[1:].to(dtype) for k in keys]).truth())
+    else:
+        assert_same_bits(got, replace(case, kv_cache=twin).decode())
 
 
 def test_decoding_from_an_fp8_cache_is_attention_over_what_it_holds(device):
@@ -309,11 +318,15 @@ def mla_dequantized(row):
 
 
 @pytest.mark.parametrize("s_q", [1, 2, 5])
-def test_ragged_equals_uniform_bit_for_bit(s_q, device):
+def test_ragged_equals_uniform(s_q, device):
     case = random_case(device, s_q=s_q)
     offsets = int32([i * s_q for i in range(len(LENGTHS) + 1)], device)
     out, lse = replace(case, q=case.q.flatten(0, 1)).decode(cu_seqlens_q=offsets)
-    assert_same_bits((out.view(*case.q.shape[:-1], 512), lse.view(case.q.shape[:-1])), case.decode())
+    got = out.view(*case.q.shape[:-1], 512), lse.view(case.q.shape[:-1])
+    if device == "cuda":  # where uniform queries have a kernel, and ragged ones the reference
+        assert_attention_close(got, case.truth())
+    else:
+        assert_same_bits(got, case.decode())
 
 
 @pytest.mark.parametrize("causal", [True, False])

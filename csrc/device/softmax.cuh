@@ -26,27 +26,34 @@ struct SoftmaxRows {
     /// stays one, and so becomes the sum.
     template <int kCount>
     DSO_DEVICE void add_tile(float (&scores)[kCount], float scale_log2, float (&correction)[2]) {
+        // Both rows at once, step by step: each step's results take a while.
+        float largest[2] = {top[0], top[1]};
+#pragma unroll
+        for (int j = 0; j < kCount; j += 2)
+            largest[j / 2 % 2] = fmaxf(largest[j / 2 % 2], fmaxf(scores[j], scores[j + 1]));
+#pragma unroll
+        for (int distance = 1; distance < 4; distance *= 2) {
+            const float upper = __shfl_xor_sync(0xFFFFFFFF, largest[0], distance);
+            const float lower = __shfl_xor_sync(0xFFFFFFFF, largest[1], distance);
+            largest[0] = fmaxf(largest[0], upper);
+            largest[1] = fmaxf(largest[1], lower);
+        }
+        float new_base[2], tile_sum[2][2] = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            float largest = top[i];
-#pragma unroll
-            for (int j = 2 * i; j < kCount; j += 4) largest = fmaxf(largest, fmaxf(scores[j], scores[j + 1]));
-#pragma unroll
-            for (int distance = 1; distance < 4; distance *= 2)
-                largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, distance));
             const float old = top[i] * scale_log2;
-            top[i] = largest;
-            const float new_base = base(i, scale_log2);
-            correction[i] = ptx::exp2(old - new_base);
-            float tile_sum = 0.f;
-#pragma unroll
-            for (int j = 2 * i; j < kCount; j += 4) {
-                scores[j] = ptx::exp2(__fmaf_rn(scores[j], scale_log2, -new_base));
-                scores[j + 1] = ptx::exp2(__fmaf_rn(scores[j + 1], scale_log2, -new_base));
-                tile_sum += scores[j] + scores[j + 1];
-            }
-            sum[i] = __fmaf_rn(sum[i], correction[i], tile_sum);
+            top[i] = largest[i];
+            new_base[i] = base(i, scale_log2);
+            correction[i] = ptx::exp2(old - new_base[i]);
         }
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+            const int i = j / 2 % 2;
+            scores[j] = ptx::exp2(__fmaf_rn(scores[j], scale_log2, -new_base[i]));
+            tile_sum[i][j % 2] += scores[j];
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) sum[i] = __fmaf_rn(sum[i], correction[i], tile_sum[i][0] + tile_sum[i][1]);
     }
 
     /// The sums over all columns, to all four lanes.

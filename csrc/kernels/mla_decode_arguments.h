@@ -15,10 +15,10 @@ struct MlaDecodeArguments {
     const int32_t* cache_seqlens;  // [b]
     void* out;                     // [b, s_q, heads, 512], strides below
     int64_t out_stride_b, out_stride_s, out_stride_h;
-    float* lse;          // [b, s_q, heads], contiguous
-    float* partial_out;  // [tiles of rows, num_parts, 64, 512], only of several parts
-    float* partial_lse;  // [tiles of rows, num_parts, CTAs of a cluster, 64], base 2, likewise
-    int32_t* arrivals;   // [tiles of rows, CTAs of a cluster], zeros, likewise
+    float* lse;            // [b, s_q, heads], contiguous
+    float4* partial_sums;  // [tiles of rows, num_parts, groups of 8 columns, 4 warps, 32 lanes], only of several parts
+    float* partial_lse;    // [tiles of rows, CTAs of a cluster, 64, num_parts], base 2, likewise
+    unsigned long long* counters;  // [tiles of rows, CTAs of a cluster], of any content, likewise
     int num_pages, page_size, max_keys;
     int s_q, num_heads;
     int num_row_tiles, num_parts;  // of a request, of a tile of rows

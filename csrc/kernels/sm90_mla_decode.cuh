@@ -7,22 +7,27 @@
 //   out            [b, s_q, heads, 512]         the type of q    16-byte stores through shared memory
 //   lse            [b, s_q, heads]              f32              natural logarithm; -inf where no key is visible
 //
-// Tile      64 rows, which are the (query, head) pairs of a request packed, and 64 keys at a time in a ring of two.
-// Split     The keys of a tile of rows are shared by the CTAs of a cluster, and by num_parts clusters. A cluster adds
-// up
-//           through shared memory, each CTA its share of the columns; the last cluster of a tile of rows to come,
-//           column share by column share, adds up the parts. All in one order, so the bits are the same on every run.
-// Roles     warpgroup 0: scores, softmax, and columns 0 to 255 of the output ("left"). The scores of the next tile
-//           are on the tensor core before the left product of this one, which covers the softmax of the next.
-//           warpgroup 1: columns 256 to 511 ("right").   warpgroup 2: its four warps load.
+// Tile      64 rows, which are the (query, head) pairs of a request packed, and 64 keys at a time.
+// Split     The keys of a tile of rows are shared by the CTAs of a cluster, and by num_parts clusters. Each CTA of a
+//           cluster adds up its share of the columns, reading the others' sums from their shared memory; the last
+//           cluster of a tile of rows to come, column share by column share, adds up the parts. All in one order, so
+//           the bits are the same on every run.
+// Roles     warpgroup 0: scores and softmax; the left 256 channels of its queries stay in registers.
+//           warpgroup 1: columns 0 to 255 of the output ("left").   warpgroup 2: 256 to 511 ("right").
+//           warpgroup 3: its four warps load.
+//           The left product runs beside the next tile's scores and the right one beside that tile's softmax, for
+//           which it waits until the scores are there: so the tensor core has work at all times.
 // Barriers  left, right: the rings' full (the bytes of TMA, and one arrival of each loading thread; one more of right's
-//           says that `exists` is written) and empty (one of each warp of the warpgroup that uses the columns last).
-//           p_full, p_empty: the probabilities from warpgroup 0 to warpgroup 1.   named 1: warpgroup 0, 2: both.
-// Shared    MlaDecodeShared below: 72 KiB q, 2 x 72 KiB keys, 8 KiB probabilities.
+//           says that `exists` is written) and empty (one of each warp that multiplies from there).
+//           p_full: a tile's probabilities and corrections are written.   scored: its scores are there.
+//           q_taken: the queries have left the ring.   named 1: warpgroup 0, 2: all that compute.
+// Shared    MlaDecodeShared below: keys in two rings, of their left 256 channels (2 x 32 KiB) and of the others (3 x
+// 40),
+//           and 40 KiB of the queries. A tile's probabilities take the place of its rotated channels, which only the
+//           scores need.
 // Numerics  Scores and sums in float32. Probabilities are rounded to the type of q for the product with the values,
-// which
-//           is divided by the sum of the rounded ones; lse is that of the unrounded ones. The bits depend on how many
-//           ways the keys are split.
+//           which is divided by the sum of the rounded ones; lse is that of the unrounded ones. The bits depend on how
+//           many ways the keys are split.
 // Limits    Rows of q and of the cache start at multiples of 16 bytes. A page that does not exist is not read, nor is a
 //           key past the length: they are zeros, and masked. So a NaN there leaves no trace; neither does one in a key
 //           that only later queries see.
@@ -48,33 +53,59 @@ inline constexpr int kMlaTile = 64;  // rows, and keys
 inline constexpr int kMlaKeyDim = 576, kMlaValueDim = 512;
 inline constexpr int kMlaBoxes = kMlaKeyDim / 64, kMlaSideBoxes = kMlaValueDim / 64 / 2;  // of 64 channels
 inline constexpr int kMlaBoxBytes = kMlaTile * kSwizzleBytes, kMlaKeyTileBytes = kMlaBoxes * kMlaBoxBytes;
-inline constexpr int kMlaRopeBox = kMlaBoxes - 1;
-inline constexpr int kMlaMaxCluster = 8;
-inline constexpr int kMlaMathThreads = 256, kMlaThreads = 384;
+inline constexpr int kMlaLeftStages = 2, kMlaRightStages = 3, kMlaMaxCluster = 8;
+inline constexpr int kMlaMathWarps = 12, kMlaMathThreads = 32 * kMlaMathWarps, kMlaThreads = kMlaMathThreads + 128;
 inline constexpr int kMlaGroups = kMlaValueDim / 8;  // of eight columns, as accumulators have them
+inline constexpr int kMlaRowWarps = kMlaTile / 16;   // sixteenths of the rows, as the warps of a warpgroup have them
+
+inline constexpr int kMlaPartialSums = kMlaGroups * kMlaRowWarps * 32;  // of a part, four at a time
+inline constexpr int kMlaPartsAtOnce = 8;                               // that are read by a thread
+
+/// What counts the parts that have come, in memory that nobody clears before: the upper bits say that it counts.
+inline constexpr unsigned long long kMlaCounts = 0x5F8E'3C21'D7A4ull << 16;
+
+struct MlaDecodeTiles {
+    alignas(kSwizzleAtomBytes) uint8_t left[kMlaLeftStages][kMlaSideBoxes][kMlaBoxBytes];
+    alignas(kSwizzleAtomBytes) uint8_t right[kMlaRightStages][kMlaSideBoxes + 1][kMlaBoxBytes];  // and rotated channels
+    alignas(kSwizzleAtomBytes) uint8_t q[kMlaSideBoxes + 1][kMlaBoxBytes];  // of the right channels, and rotated ones
+
+    /// The left channels of the queries, on their way to registers.
+    DSO_DEVICE uint8_t* q_left(int box) { return right[kMlaRightStages - 1][box]; }
+    /// A tile's probabilities take the place of its rotated channels.
+    DSO_DEVICE uint8_t* probabilities(uint32_t stage) { return right[stage][kMlaSideBoxes]; }
+};
+
+struct MlaDecodeSums {
+    float4 groups[kMlaGroups][kMlaRowWarps][32];  // as the lanes of the warps have them, for the cluster to read
+    float weights[kMlaMaxCluster][kMlaTile];      // of each CTA's, for the CTA that reads them
+};
 
 struct MlaDecodeShared {
     union {
-        alignas(kSwizzleAtomBytes) uint8_t q[kMlaBoxes][kMlaBoxBytes];
-        // When the last scores are there:
-        uint8_t panels[kMlaMathThreads / 32][kMlaSideBoxes][16 * kSwizzleBytes];  // of a warp: 16 rows, 256 columns
-        SoftmaxPart received_rows[kMlaMaxCluster][kMlaTile];
+        MlaDecodeTiles tiles;
+        // When all products are there: what a warp stores, 16 rows by 256 columns; or what it lets the cluster read.
+        uint8_t panels[2 * kMlaRowWarps][kMlaSideBoxes][16 * kSwizzleBytes];
+        MlaDecodeSums sums;
     };
-    union {
-        alignas(kSwizzleAtomBytes) uint8_t kv[2][kMlaBoxes][kMlaBoxBytes];
-        // When all CTAs of the cluster are through, [source][owned group][warp][lane][4]:
-        float received[kMlaGroups * 4 * 32 * 4];
-    };
-    alignas(kSwizzleAtomBytes) uint8_t p[kMlaTile * kSwizzleBytes];
-    float correction[kMlaTile];
+    float correction[kMlaRightStages][kMlaTile];
     SoftmaxPart rows[kMlaTile];
-    uint64_t exists[2];  // a bit for each key of a tile
-    alignas(8) Pipeline<2> left, right;
-    uint64_t p_full, p_empty, all_received;
+    uint64_t exists[kMlaRightStages];  // a bit for each key of a tile
+    alignas(8) Pipeline<kMlaLeftStages> left;
+    Pipeline<kMlaRightStages> right;
+    uint64_t p_full[kMlaRightStages], scored[kMlaRightStages], q_taken;
     bool is_last;
 };
 
-using MlaRing = PipelineState<2>;
+/// Where a tile lies.
+struct MlaRing {
+    PipelineState<kMlaLeftStages> left;
+    PipelineState<kMlaRightStages> right;
+
+    DSO_DEVICE void advance() {
+        left.advance();
+        right.advance();
+    }
+};
 
 template <ptx::HalfType type>
 DSO_DEVICE uint32_t pack_half(float low, float high) {
@@ -92,56 +123,84 @@ DSO_DEVICE float2 unpack_half(uint32_t pair) {
 
 // ------------------------------------------------------------------------------------------------------- work
 
-/// What a CTA has to do: some tiles of the keys of a tile of rows.
-struct MlaDecodeWork {
+/// The rows that a CTA has to do with, and which of the shares of their keys. Reads no memory, so that the queries can
+/// be asked for before a length is there, and so that it can be had again where registers are few.
+struct MlaDecodeRows {
     int unit;  // the tile of rows, of all requests
     int request, first_row, num_rows;
-    int part;
-    int length;                 // of the request
-    int some_see, all_see;      // keys that the last of the rows sees, and the first
-    int first_tile, last_tile;  // of keys
+    int part;  // of the keys: the cluster's
 
-    /// Keys that row `row` of the tile sees.
-    DSO_DEVICE int visible(const MlaDecodeArguments& arguments, int row) const {
-        if (!arguments.is_causal) return length;
-        const int query = (first_row + row) / arguments.num_heads;
-        return length - (arguments.s_q - 1 - min(query, arguments.s_q - 1));
+    DSO_DEVICE explicit MlaDecodeRows(const MlaDecodeArguments& arguments)
+        : unit(static_cast<int>(ptx::cluster_index_x())), part(static_cast<int>(ptx::cta_index_y())) {
+        const int row_tile = arguments.num_row_tiles > 1 ? unit % arguments.num_row_tiles : 0;
+        request = arguments.num_row_tiles > 1 ? unit / arguments.num_row_tiles : unit;
+        first_row = row_tile * kMlaTile;
+        num_rows = min(kMlaTile, arguments.s_q * arguments.num_heads - first_row);
     }
 };
 
-DSO_DEVICE MlaDecodeWork find_work(const MlaDecodeArguments& arguments, int cluster_size, int rank) {
-    MlaDecodeWork work;
-    const int cluster = static_cast<int>(blockIdx.x) / cluster_size, num_parts = arguments.num_parts;
-    work.part = cluster % num_parts;
-    work.unit = cluster / num_parts;
-    work.request = work.unit / arguments.num_row_tiles;
-    work.first_row = work.unit % arguments.num_row_tiles * kMlaTile;
-    work.num_rows = min(kMlaTile, arguments.s_q * arguments.num_heads - work.first_row);
-    work.length = max(0, min(arguments.cache_seqlens[work.request], arguments.max_keys));
-    work.some_see = work.visible(arguments, work.num_rows - 1);
-    work.all_see = work.visible(arguments, 0);
-    const int64_t num_tiles = work.some_see > 0 ? (work.some_see - 1) / kMlaTile + 1 : 0;
-    const int split = work.part * cluster_size + rank, num_splits = num_parts * cluster_size;
-    work.first_tile = static_cast<int>(num_tiles * split / num_splits);
-    work.last_tile = static_cast<int>(num_tiles * (split + 1) / num_splits);
-    return work;
-}
+/// The keys that those rows see, and the CTA's tiles of them.
+struct MlaDecodeKeys {
+    int length;             // of the request
+    int some_see, all_see;  // keys that the last of the rows sees, and the first
+    int first_tile, num_tiles;
+    int num_whole_tiles;  // tiles before this one have all their keys, if their pages exist
 
-/// Whether the keys of a tile come by TMA. Pages whose rows are none of the request's are not loaded whole.
-DSO_DEVICE bool comes_by_tma(const MlaDecodeArguments& arguments, const MlaDecodeWork& work, int tile) {
-    return arguments.box_rows != 0 && tile * kMlaTile <= work.some_see - kMlaTile;
+    /// The keys are shared evenly: the first shares have one tile more than the others.
+    DSO_DEVICE MlaDecodeKeys(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
+                             int rank) {
+        length = max(0, min(arguments.cache_seqlens[rows.request], arguments.max_keys));
+        some_see = visible(arguments, rows, rows.num_rows - 1);
+        all_see = visible(arguments, rows, 0);
+        num_whole_tiles = max(some_see, 0) / kMlaTile;
+        const int total = ceil_div(max(some_see, 0), kMlaTile);
+        const int share = rows.part * cluster_size + rank, num_shares = arguments.num_parts * cluster_size;
+        const int each = total / num_shares, more = total % num_shares;
+        first_tile = share * each + min(share, more);
+        num_tiles = each + (share < more ? 1 : 0);
+    }
+
+    /// Keys that row `row` of the tile sees.
+    DSO_DEVICE int visible(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row) const {
+        if (!arguments.is_causal) return length;
+        const int query = (rows.first_row + row) / arguments.num_heads;
+        return length - (arguments.s_q - 1 - min(query, arguments.s_q - 1));
+    }
+
+    /// How many of the CTA's tiles come by TMA, before those that are gathered. Pages whose rows are none of the
+    /// request's are not loaded whole.
+    DSO_DEVICE int num_tiles_by_tma(const MlaDecodeArguments& arguments) const {
+        return arguments.box_rows != 0 ? max(0, min(num_whole_tiles - first_tile, num_tiles)) : 0;
+    }
+};
+
+/// Whether a CTA has all keys of its rows.
+DSO_DEVICE bool is_alone(const MlaDecodeArguments& arguments) {
+    return ptx::cluster_size() == 1 && arguments.num_parts == 1;
 }
 
 /// Where a row of the tile lies in `out`, in elements.
-DSO_DEVICE int64_t out_offset(const MlaDecodeArguments& arguments, const MlaDecodeWork& work, int row) {
-    const int query = (work.first_row + row) / arguments.num_heads;
-    const int head = (work.first_row + row) % arguments.num_heads;
-    return work.request * arguments.out_stride_b + query * arguments.out_stride_s + head * arguments.out_stride_h;
+DSO_DEVICE int64_t out_offset(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row) {
+    const int query = (rows.first_row + row) / arguments.num_heads;
+    const int head = (rows.first_row + row) % arguments.num_heads;
+    return rows.request * arguments.out_stride_b + query * arguments.out_stride_s + head * arguments.out_stride_h;
 }
 
-DSO_DEVICE void store_lse(const MlaDecodeArguments& arguments, const MlaDecodeWork& work, int row, float lse_log2) {
-    const int64_t first = int64_t{work.request} * arguments.s_q * arguments.num_heads;
-    arguments.lse[first + work.first_row + row] = lse_log2 * kLn2;
+DSO_DEVICE void store_lse(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row, float lse_log2) {
+    const int64_t first = int64_t{rows.request} * arguments.s_q * arguments.num_heads;
+    arguments.lse[first + rows.first_row + row] = lse_log2 * kLn2;
+}
+
+/// What counts the parts of the columns that are this CTA's in its cluster.
+DSO_DEVICE unsigned long long* counter_of(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows,
+                                          int cluster_size, int rank) {
+    return arguments.counters + int64_t{rows.unit} * cluster_size + rank;
+}
+
+/// Every CTA does so long before it counts, and so it counts from zero whoever came first.
+DSO_DEVICE void open_counter(unsigned long long* counter) {
+    const unsigned long long old = __ldcg(counter);
+    if (old >> 16 != kMlaCounts >> 16) atomicCAS(counter, old, kMlaCounts);
 }
 
 // ---------------------------------------------------------------------------------------------------- loading
@@ -156,67 +215,95 @@ struct MlaTileKeys {
     }
 };
 
-DSO_DEVICE MlaTileKeys find_keys(const MlaDecodeArguments& arguments, const MlaDecodeWork& work, int tile, int lane) {
-    const int32_t* table = arguments.block_table + work.request * arguments.table_stride;
+DSO_DEVICE MlaTileKeys find_keys(const MlaDecodeArguments& arguments, const int32_t* table, int num_keys, int tile,
+                                 int lane) {
     MlaTileKeys keys;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int key = tile * kMlaTile + 32 * half + lane, column = key / arguments.page_size;
-        const int page = key >= 0 && key < work.some_see ? table[column] : -1;  // beyond 2^31 keys are none
+        const int page = key >= 0 && key < num_keys ? table[column] : -1;  // beyond 2^31 keys are none
         keys.page[half] = page < arguments.num_pages ? max(page, -1) : -1;
         keys.row[half] = key - column * arguments.page_size;
     }
     return keys;
 }
 
+/// Asks for the entries of the block table that this CTA begins with if the request is as long as it can be, while its
+/// length is on its way.
+DSO_DEVICE void prefetch_pages(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
+                               int rank) {
+    const int share = rows.part * cluster_size + rank, num_shares = arguments.num_parts * cluster_size;
+    const int first_key = arguments.max_keys / num_shares * share;
+    if (arguments.max_keys > 0)
+        ptx::prefetch_line_to_l2(arguments.block_table + rows.request * arguments.table_stride +
+                                 first_key / arguments.page_size);
+}
+
 /// A loading warp's share of a tile: one box of 64 channels of each side, and the first warp has the rotated ones.
 class MlaDecodeLoader {
   public:
     DSO_DEVICE MlaDecodeLoader(MlaDecodeShared& shared, const TensorMap* map, const MlaDecodeArguments& arguments,
-                               const MlaDecodeWork& work, int warp)
-        : shared_(shared), map_(map), arguments_(arguments), work_(work), warp_(warp), lane_(threadIdx.x % 32) {}
+                               const MlaDecodeRows& rows, int warp)
+        : shared_(shared),
+          map_(map),
+          arguments_(arguments),
+          table_(arguments.block_table + rows.request * arguments.table_stride),
+          warp_(warp),
+          lane_(threadIdx.x % 32) {}
 
-    DSO_DEVICE void run() {
+    DSO_DEVICE void run(const MlaDecodeKeys& range) {
+        const int num_tiles_by_tma = range.num_tiles_by_tma(arguments_);
         MlaRing state;
-        for (int tile = work_.first_tile; tile < work_.last_tile; ++tile, state.advance()) {
-            const MlaTileKeys keys = find_keys(arguments_, work_, tile, lane_);  // before the ring has room
+        for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
+            if (i == kMlaRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
+            // Before the ring has room:
+            const MlaTileKeys keys = find_keys(arguments_, table_, range.some_see, range.first_tile + i, lane_);
             const uint64_t exists = keys.exists();
-            const bool by_tma = comes_by_tma(arguments_, work_, tile);
-            uint8_t* boxes = shared_.kv[state.stage][0];
-            const int num_right = warp_ == 0 ? 2 : 1;
+            const bool by_tma = i < num_tiles_by_tma;
 
-            shared_.right.acquire(state);
-            uint64_t* full = &shared_.right.full[state.stage];
+            shared_.right.acquire(state.right);
+            uint64_t* full = &shared_.right.full[state.right.stage];
             if (warp_ == 0 && lane_ == 0) {
-                shared_.exists[state.stage] = exists;
+                shared_.exists[state.right.stage] = exists;
                 ptx::mbarrier_arrive(full);
             }
-            load(keys, by_tma, full, boxes, kMlaSideBoxes + warp_, num_right);
-            shared_.left.acquire(state);
-            load(keys, by_tma, &shared_.left.full[state.stage], boxes, warp_, 1);
+            auto& right = shared_.tiles.right[state.right.stage];
+            if (by_tma) {
+                expect(full, warp_ == 0 ? 2 : 1);
+                load(keys, full, right[warp_], kMlaSideBoxes + warp_);
+                if (warp_ == 0) load(keys, full, right[kMlaSideBoxes], kMlaBoxes - 1);
+            } else {
+                gather<kMlaSideBoxes + 1>(keys, full, right[0], kMlaSideBoxes);
+            }
+
+            shared_.left.acquire(state.left);
+            full = &shared_.left.full[state.left.stage];
+            auto& left = shared_.tiles.left[state.left.stage];
+            if (by_tma) {
+                expect(full, 1);
+                load(keys, full, left[warp_], warp_);
+            } else {
+                gather<kMlaSideBoxes>(keys, full, left[0], 0);
+            }
         }
     }
 
   private:
-    /// Box `box`, and the one with the rotated channels if there are to be two.
-    DSO_DEVICE void load(const MlaTileKeys& keys, bool by_tma, uint64_t* full, uint8_t* boxes, int box, int count) {
-        if (by_tma) {
-            if (lane_ == 0) {
-                ptx::mbarrier_arrive_expect_tx(full, count * kMlaBoxBytes);
-                ptx::mbarrier_arrive_times(full, 31);
-            }
-            // Each lane starts the copy of one page's rows.
-            const int first = lane_ * arguments_.box_rows % kMlaTile;
-            const int page = held_by(keys.page, first), row = held_by(keys.row, first);
-            if (lane_ * arguments_.box_rows >= kMlaTile) return;
-            uint8_t* rows = boxes + first * kSwizzleBytes;
-            ptx::tma_load_3d(rows + box * kMlaBoxBytes, map_, full, box * 64, row, page);
-            if (count > 1) ptx::tma_load_3d(rows + kMlaRopeBox * kMlaBoxBytes, map_, full, kMlaRopeBox * 64, row, page);
-        } else {
-            gather(keys, boxes, box);
-            if (count > 1) gather(keys, boxes, kMlaRopeBox);
-            ptx::cp_async_mbarrier_arrive(full);
+    /// The warp's arrivals, for so many boxes of TMA.
+    DSO_DEVICE void expect(uint64_t* full, int num_boxes) const {
+        if (lane_ == 0) {
+            ptx::mbarrier_arrive_expect_tx(full, num_boxes * kMlaBoxBytes);
+            ptx::mbarrier_arrive_times(full, 31);
         }
+        __syncwarp();
+    }
+
+    /// All keys' channels `64 * box` onward; each lane starts the copy of one page's rows.
+    DSO_DEVICE void load(const MlaTileKeys& keys, uint64_t* full, uint8_t* destination, int box) const {
+        const int first = lane_ * arguments_.box_rows % kMlaTile;
+        const int page = held_by(keys.page, first), row = held_by(keys.row, first);
+        if (lane_ * arguments_.box_rows < kMlaTile)
+            ptx::tma_load_3d(destination + first * kSwizzleBytes, map_, full, box * 64, row, page);
     }
 
     DSO_DEVICE static int held_by(const int (&x)[2], int key) {
@@ -224,46 +311,52 @@ class MlaDecodeLoader {
         return key < 32 ? low : high;
     }
 
-    /// Eight lanes a key: 128 bytes.
-    DSO_DEVICE void gather(const MlaTileKeys& keys, uint8_t* boxes, int box) {
+    /// The warp's quarter of the keys, channels `64 * first_box` onward. Eight lanes copy 128 bytes of a key.
+    template <int kNumBoxes>
+    DSO_DEVICE void gather(const MlaTileKeys& keys, uint64_t* full, uint8_t* destination, int first_box) const {
         const int chunk = lane_ % 8;
-        const auto* channels = static_cast<const uint8_t*>(arguments_.kv_cache) + box * kSwizzleBytes + chunk * 16;
+        const auto* channels =
+            static_cast<const uint8_t*>(arguments_.kv_cache) + first_box * kSwizzleBytes + chunk * 16;
+#pragma unroll 1
+        for (int i = 0; i < kMlaTile / 4; i += 4) {
+            const int key = warp_ * (kMlaTile / 4) + i + lane_ / 8;
+            const int page = held_by(keys.page, key), row = held_by(keys.row, key);
+            const bool is_there = page >= 0;
+            const int64_t offset = is_there ? page * arguments_.page_stride + row * arguments_.key_stride : 0;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll 4
-            for (int i = 0; i < 32; i += 4) {
-                const int page = __shfl_sync(0xFFFFFFFF, keys.page[half], i + lane_ / 8);
-                const int row = __shfl_sync(0xFFFFFFFF, keys.row[half], i + lane_ / 8);
-                const bool is_there = page >= 0;
-                const int64_t offset = is_there ? page * arguments_.page_stride + row * arguments_.key_stride : 0;
-                ptx::cp_async_16(boxes + box * kMlaBoxBytes + swizzled_offset(32 * half + i + lane_ / 8, chunk),
-                                 channels + 2 * offset, is_there);
-            }
+            for (int box = 0; box < kNumBoxes; ++box)
+                ptx::cp_async_16(destination + box * kMlaBoxBytes + swizzled_offset(key, chunk),
+                                 channels + 2 * offset + box * kSwizzleBytes, is_there);
         }
+        ptx::cp_async_mbarrier_arrive(full);
     }
 
     MlaDecodeShared& shared_;
     const TensorMap* map_;
     const MlaDecodeArguments& arguments_;
-    const MlaDecodeWork& work_;
+    const int32_t* table_;
     const int warp_, lane_;
 };
 
-/// The rows of q to shared memory, by the math threads; zeros where there are none.
-DSO_DEVICE void load_queries(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeWork& work) {
-    constexpr int kChunks = kMlaKeyDim / 8;
-#pragma unroll 6
-    for (int i = threadIdx.x; i < kMlaTile * kChunks; i += kMlaMathThreads) {
-        const int row = i / kChunks, chunk = i % kChunks;
-        uint4 value{};
-        if (row < work.num_rows) {
-            const int query = (work.first_row + row) / arguments.num_heads;
-            const int head = (work.first_row + row) % arguments.num_heads;
-            const int64_t offset =
-                work.request * arguments.q_stride_b + query * arguments.q_stride_s + head * arguments.q_stride_h;
-            value = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(arguments.q) + offset + 8 * chunk);
-        }
-        *reinterpret_cast<uint4*>(shared.q[chunk / 8] + swizzled_offset(row, chunk % 8)) = value;
+/// The rows of q to shared memory, by the computing threads, six of them a row; zeros where there are none.
+DSO_DEVICE void load_queries(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeRows& rows) {
+    constexpr int kThreadsOfRow = kMlaMathThreads / kMlaTile, kChunks = kMlaKeyDim / 8 / kThreadsOfRow;
+    const int row = threadIdx.x / kThreadsOfRow, first_chunk = threadIdx.x % kThreadsOfRow;
+    uint4 values[kChunks] = {};
+    if (row < rows.num_rows) {
+        const int query = (rows.first_row + row) / arguments.num_heads;
+        const int head = (rows.first_row + row) % arguments.num_heads;
+        const auto* q = static_cast<const uint16_t*>(arguments.q) + rows.request * arguments.q_stride_b +
+                        query * arguments.q_stride_s + head * arguments.q_stride_h;
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i)
+            values[i] = reinterpret_cast<const uint4*>(q)[first_chunk + i * kThreadsOfRow];
+    }
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+        const int chunk = first_chunk + i * kThreadsOfRow, box = chunk / 8;
+        uint8_t* tile = box < kMlaSideBoxes ? shared.tiles.q_left(0) : shared.tiles.q[0] - kMlaSideBoxes * kMlaBoxBytes;
+        *reinterpret_cast<uint4*>(tile + box * kMlaBoxBytes + swizzled_offset(row, chunk % 8)) = values[i];
     }
     ptx::fence_proxy_async_shared();
     ptx::named_barrier_sync(2, kMlaMathThreads);
@@ -271,37 +364,35 @@ DSO_DEVICE void load_queries(MlaDecodeShared& shared, const MlaDecodeArguments& 
 
 // ------------------------------------------------------------------------------------------------------- math
 
-/// `sums` (64 x 256) += p @ v over the 64 keys of a tile. `start(k, v)` multiplies 16 of them.
-template <typename Start>
-DSO_DEVICE void start_values(float (&sums)[128], const uint8_t* v, const Start& start) {
-    const uint64_t descriptor = wgmma_transposed_descriptor(v, kMlaBoxBytes);
-    ptx::keep_in_order(sums);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) start(k, advance_descriptor(descriptor, k * 16 * kSwizzleBytes));
-    ptx::wgmma_commit();
-    ptx::keep_in_order(sums);
-}
-
-/// Warpgroup 0: scores, softmax, and the left half of the columns.
+/// Warpgroup 0: scores and softmax.
 template <ptx::HalfType type>
-class MlaDecodeLeft {
+class MlaDecodeScores {
   public:
-    DSO_DEVICE MlaDecodeLeft(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeWork& work)
-        : shared_(shared), arguments_(arguments), work_(work), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
+    DSO_DEVICE MlaDecodeScores(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeRows& rows,
+                               const MlaDecodeKeys& keys, int warp)
+        : shared_(shared),
+          scale_log2_(arguments.scale_log2),
+          first_tile_(keys.first_tile),
+          num_tiles_(keys.num_tiles),
+          num_tiles_by_tma_(keys.num_tiles_by_tma(arguments)),
+          all_see_(keys.all_see),
+          differ_(keys.all_see < keys.some_see),
+          warp_(warp),
+          lane_(threadIdx.x % 32) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) visible_[i] = work.visible(arguments, row(i));
+        for (int i = 0; i < 2; ++i) visible_[i] = keys.visible(arguments, rows, row(i));
     }
 
     /// Leaves what lse needs in `shared.rows`.
-    DSO_DEVICE void run(float (&sums)[128]) {
-        if (work_.first_tile < work_.last_tile) compute(sums);
+    DSO_DEVICE void run() {
+        take_queries();
+        if (num_tiles_ > 0) compute();
         rows_.finish();
         if (lane_ % 4 != 0) return;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             SoftmaxPart& part = shared_.rows[row(i)];
-            part.base = rows_.sum[i] == 0.f ? kMinusInfinity : rows_.base(i, arguments_.scale_log2);
+            part.base = rows_.sum[i] == 0.f ? kMinusInfinity : rows_.base(i, scale_log2_);
             part.sum = rows_.sum[i];
         }
     }
@@ -309,84 +400,68 @@ class MlaDecodeLeft {
   private:
     DSO_DEVICE int row(int i) const { return warp_ * 16 + lane_ / 4 + 8 * i; }
 
-    DSO_DEVICE void compute(float (&sums)[128]) {
-        float scores[32], correction[2];
-        uint32_t p[4][4];
-        MlaRing state, next;
-        start_scores(scores, work_.first_tile, state);
-        ptx::wgmma_wait<0>();
-        ptx::keep_in_order(scores);
-        take_probabilities(scores, correction, work_.first_tile, state);
-        send(scores, correction);
-        pack(p, scores);
-
-        for (int tile = work_.first_tile + 1; tile < work_.last_tile; ++tile) {
-            next.advance();
-            start_scores(scores, tile, next);
-            start_left(sums, p, state);
-            ptx::wgmma_wait<1>();
-            ptx::keep_in_order(scores);
-            take_probabilities(scores, correction, tile, next);
-            send(scores, correction);
-            finish_left(sums, p, state);
-            scale_rows(sums, correction[0], correction[1]);
-            pack(p, scores);
-            state = next;
+    DSO_DEVICE void take_queries() {
+#pragma unroll
+        for (int i = 0; i < kMlaSideBoxes * 4; ++i) {
+            const uint32_t offset = swizzled_offset(warp_ * 16 + lane_ % 16, i % 4 * 2 + lane_ / 16);
+            ptx::ldmatrix_x4(q_[i], shared_.tiles.q_left(i / 4) + offset);
         }
-        start_left(sums, p, state);
-        finish_left(sums, p, state);
+        ptx::fence_proxy_async_shared();  // these reads before TMA's writes
+        __syncwarp();
+        if (lane_ == 0) ptx::mbarrier_arrive(&shared_.q_taken);
     }
 
-    DSO_DEVICE void start_scores(float (&scores)[32], int tile, const MlaRing& state) {
-        const bool gathered = !comes_by_tma(arguments_, work_, tile);
-        // 36 descriptors of q, the same for every tile: not to be kept in registers.
-        const uint64_t q = wgmma_descriptor(shared_.q[0] + ptx::compute_here(0));
-        const uint64_t k = wgmma_descriptor(shared_.kv[state.stage][0]);
-        const auto multiply = [&](int box, bool is_first) {
-#pragma unroll
-            for (int byte = 0; byte < kSwizzleBytes; byte += 32) {
-                const int offset = box * kMlaBoxBytes + byte;
-                ptx::WgmmaHalf<type, 64>::mma(scores, advance_descriptor(q, offset), advance_descriptor(k, offset),
-                                              !is_first || byte != 0);
-            }
-        };
-        shared_.right.wait(state);
+    DSO_DEVICE void compute() {
+        float scores[32], correction[2];
+        MlaRing state;
+        for (int i = 0; i < num_tiles_; ++i, state.advance()) {
+            start_scores(scores, i, state);
+            ptx::wgmma_wait<0>();
+            ptx::keep_in_order(scores);
+            if (lane_ == 0) ptx::mbarrier_arrive(&shared_.scored[state.right.stage]);
+            take_probabilities(scores, correction, (first_tile_ + i) * kMlaTile, state);
+            send(scores, correction, state);
+        }
+    }
+
+    DSO_DEVICE void start_scores(float (&scores)[32], int i, const MlaRing& state) {
+        using Wgmma = ptx::WgmmaHalf<type, 64>;
+        const bool gathered = i >= num_tiles_by_tma_;
+        // 20 descriptors of q, the same for every tile: not to be kept in registers.
+        const uint64_t q = wgmma_descriptor(shared_.tiles.q[0] + ptx::compute_here(0));
+        const uint64_t right = wgmma_descriptor(shared_.tiles.right[state.right.stage]);
+        const uint64_t left = wgmma_descriptor(shared_.tiles.left[state.left.stage]);
+        shared_.right.wait(state.right);
         if (gathered) ptx::fence_proxy_async_shared();
         ptx::keep_in_order(scores);
         ptx::wgmma_fence();
-        multiply(kMlaRopeBox, true);
 #pragma unroll
-        for (int box = kMlaSideBoxes; box < 2 * kMlaSideBoxes; ++box) multiply(box, false);
-        shared_.left.wait(state);
+        for (int j = 0; j < 4 * (kMlaSideBoxes + 1); ++j) {
+            const int offset = j / 4 * kMlaBoxBytes + j % 4 * 32;
+            Wgmma::mma(scores, advance_descriptor(q, offset), advance_descriptor(right, offset), j != 0);
+        }
+        shared_.left.wait(state.left);
         if (gathered) ptx::fence_proxy_async_shared();
 #pragma unroll
-        for (int box = 0; box < kMlaSideBoxes; ++box) multiply(box, false);
+        for (int j = 0; j < 4 * kMlaSideBoxes; ++j)
+            Wgmma::mma_registers(scores, q_[j], advance_descriptor(left, j / 4 * kMlaBoxBytes + j % 4 * 32), true);
         ptx::wgmma_commit();
         ptx::keep_in_order(scores);
     }
 
-    /// The probabilities as they are multiplied. Nobody may touch these registers while a WGMMA is in flight, and so
-    /// the compiler must not take them from what is sent.
-    DSO_DEVICE static void pack(uint32_t (&p)[4][4], float (&scores)[32]) {
-        ptx::keep_in_order(scores);
-#pragma unroll
-        for (int i = 0; i < 16; ++i) p[i / 4][i % 4] = pack_half<type>(scores[2 * i], scores[2 * i + 1]);
-        ptx::keep_in_order(p);
-    }
-
     /// Scores to probabilities.
-    DSO_DEVICE void take_probabilities(float (&scores)[32], float (&correction)[2], int tile, const MlaRing& state) {
-        const uint64_t exists = shared_.exists[state.stage];
-        const int first_key = tile * kMlaTile;
-        if (first_key > work_.all_see - kMlaTile && work_.all_see < work_.some_see)
-            remove_poison(scores, exists, first_key, state);
-        if (exists != ~uint64_t{0} || first_key > work_.all_see - kMlaTile) {
+    DSO_DEVICE void take_probabilities(float (&scores)[32], float (&correction)[2], int first_key,
+                                       const MlaRing& state) {
+        const uint64_t exists = shared_.exists[state.right.stage];
+        const bool all_see_all = first_key <= all_see_ - kMlaTile;
+        if (!all_see_all && differ_) remove_poison(scores, exists, first_key, state);
+        if (exists != ~uint64_t{0} || !all_see_all) {
 #pragma unroll
             for (int i = 0; i < 32; ++i) {
                 if (!sees(exists, first_key, i)) scores[i] = kMinusInfinity;
             }
         }
-        rows_.add_tile(scores, arguments_.scale_log2, correction);
+        rows_.add_tile(scores, scale_log2_, correction);
     }
 
     /// The key within the tile that a lane's element belongs to.
@@ -409,60 +484,50 @@ class MlaDecodeLeft {
         for (; poisoned != 0; poisoned &= poisoned - 1) {
             const int key = key_of(__ffs(static_cast<int>(poisoned)) - 1);
             for (int chunk = 0; chunk < kMlaValueDim / 8; ++chunk) {
-                uint8_t* row = shared_.kv[state.stage][chunk / 8] + key * kSwizzleBytes;
+                const int box = chunk / 8;
+                uint8_t* tile = box < kMlaSideBoxes ? shared_.tiles.left[state.left.stage][box]
+                                                    : shared_.tiles.right[state.right.stage][box - kMlaSideBoxes];
+                uint8_t* row = tile + key * kSwizzleBytes;
                 *reinterpret_cast<uint4*>(row + chunk % 8 * 16) = uint4{};
             }
         }
-        ptx::fence_proxy_async_shared();
-        ptx::named_barrier_sync(1, 128);
     }
 
-    DSO_DEVICE void send(const float (&scores)[32], const float (&correction)[2]) {
-        ptx::mbarrier_wait(&shared_.p_empty, num_sent_ % 2 ^ 1);
-        ++num_sent_;
+    DSO_DEVICE void send(const float (&scores)[32], const float (&correction)[2], const MlaRing& state) {
+        ptx::named_barrier_sync(1, 128);  // all warps have their scores: the rotated channels are not needed any more
+        uint8_t* tile = shared_.tiles.probabilities(state.right.stage);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             const float* x = &scores[8 * k];
-            ptx::stmatrix_x4(shared_.p + swizzled_offset(warp_ * 16 + lane_ % 16, 2 * k + lane_ / 16),
+            ptx::stmatrix_x4(tile + swizzled_offset(warp_ * 16 + lane_ % 16, 2 * k + lane_ / 16),
                              pack_half<type>(x[0], x[1]), pack_half<type>(x[2], x[3]), pack_half<type>(x[4], x[5]),
                              pack_half<type>(x[6], x[7]));
         }
         if (lane_ % 4 == 0) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) shared_.correction[row(i)] = correction[i];
+            for (int i = 0; i < 2; ++i) shared_.correction[state.right.stage][row(i)] = correction[i];
         }
         ptx::fence_proxy_async_shared();
         __syncwarp();
-        if (lane_ == 0) ptx::mbarrier_arrive(&shared_.p_full);
-    }
-
-    DSO_DEVICE void start_left(float (&sums)[128], uint32_t (&p)[4][4], const MlaRing& state) {
-        start_values(sums, shared_.kv[state.stage][0], [&](int k, uint64_t v) {
-            ptx::WgmmaHalf<type, 256>::mma_registers_transposed(sums, p[k], v, true);
-        });
-    }
-
-    DSO_DEVICE void finish_left(float (&sums)[128], uint32_t (&p)[4][4], const MlaRing& state) {
-        ptx::wgmma_wait<0>();
-        ptx::keep_in_order(sums);
-        ptx::keep_in_order(p);
-        if (lane_ == 0) shared_.left.release(state);
+        if (lane_ == 0) ptx::mbarrier_arrive(&shared_.p_full[state.right.stage]);
     }
 
     MlaDecodeShared& shared_;
-    const MlaDecodeArguments& arguments_;
-    const MlaDecodeWork& work_;
+    const float scale_log2_;
+    const int first_tile_, num_tiles_, num_tiles_by_tma_;
+    const int all_see_;
+    const bool differ_;  // some rows see fewer keys than others
     const int warp_, lane_;
+    uint32_t q_[kMlaSideBoxes * 4][4];  // the left channels
     int visible_[2];
     SoftmaxRows rows_;
-    uint32_t num_sent_ = 0;
 };
 
 /// The sum of half a row of p.
 template <ptx::HalfType type>
 DSO_DEVICE float sum_probabilities(const uint8_t* p, int row, int half) {
     float sum = 0.f;
-#pragma unroll
+#pragma unroll 1  // there are few registers beside the sums
     for (int chunk = 0; chunk < 4; ++chunk) {
         const auto pairs = *reinterpret_cast<const uint4*>(p + swizzled_offset(row, 4 * half + chunk));
         for (const uint32_t pair : {pairs.x, pairs.y, pairs.z, pairs.w}) {
@@ -473,253 +538,323 @@ DSO_DEVICE float sum_probabilities(const uint8_t* p, int row, int half) {
     return sum;
 }
 
-/// Warpgroup 1: the right half of the columns. While they are multiplied it adds up the probabilities, and leaves their
-/// sums in `shared.rows`.
-template <ptx::HalfType type>
-DSO_DEVICE void compute_right(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeWork& work,
-                              float (&sums)[128]) {
+/// The sums of a values' warpgroup, 64 x 256, by halves of the columns: a launch of 512 threads has 128 registers for
+/// each at first, too few for an instruction of 256 columns.
+using MlaValueSums = float[2][64];
+
+/// Warpgroups 1 and 2: `sums` = p @ v, of the left columns or the right ones. The right one adds up the
+/// probabilities, too, and leaves their sums in `shared.rows`.
+template <ptx::HalfType type, bool kIsRight>
+DSO_DEVICE void compute_values(MlaDecodeShared& shared, int num_tiles, int num_tiles_by_tma, MlaValueSums& sums) {
     const int thread = threadIdx.x % 128, lane = thread % 32, row = thread / 32 * 16 + lane / 4;
     float row_sum = 0.f;  // of half of row thread / 2
     MlaRing state;
-    for (int tile = work.first_tile; tile < work.last_tile; ++tile, state.advance()) {
-        ptx::mbarrier_wait(&shared.p_full, (tile - work.first_tile) % 2);
-        scale_rows(sums, shared.correction[row], shared.correction[row + 8]);
-        shared.right.wait(state);  // long since, but it orders these reads after TMA's writes
-        if (!comes_by_tma(arguments, work, tile)) ptx::fence_proxy_async_shared();
-        const uint64_t p = wgmma_descriptor(shared.p);
-        start_values(sums, shared.kv[state.stage][kMlaSideBoxes], [&](int k, uint64_t v) {
-            ptx::WgmmaHalf<type, 256>::mma_transposed(sums, advance_descriptor(p, 32 * k), v, true);
-        });
-        row_sum = row_sum * shared.correction[thread / 2] + sum_probabilities<type>(shared.p, thread / 2, thread % 2);
-        ptx::wgmma_wait<0>();
-        ptx::keep_in_order(sums);
-        __syncwarp();  // every lane has read its corrections and probabilities
-        if (lane == 0) {
-            shared.right.release(state);
-            ptx::mbarrier_arrive(&shared.p_empty);
+    for (int i = 0; i < num_tiles; ++i) {
+        ptx::mbarrier_wait(&shared.p_full[state.right.stage], state.right.phase);
+        const float* correction = shared.correction[state.right.stage];
+        const uint8_t* p = shared.tiles.probabilities(state.right.stage);
+        MlaRing next = state;
+        next.advance();
+        for (auto& half : sums) scale_rows(half, correction[row], correction[row + 8]);
+        if constexpr (kIsRight) {
+            row_sum = row_sum * correction[thread / 2] + sum_probabilities<type>(p, thread / 2, thread % 2);
+            if (i + 1 < num_tiles) ptx::mbarrier_wait(&shared.scored[next.right.stage], next.right.phase);
         }
+        // Full long since, but it orders these reads after TMA's writes.
+        const uint8_t* values;
+        if constexpr (kIsRight) {
+            shared.right.wait(state.right);
+            values = shared.tiles.right[state.right.stage][0];
+        } else {
+            shared.left.wait(state.left);
+            values = shared.tiles.left[state.left.stage][0];
+        }
+        if (i >= num_tiles_by_tma) ptx::fence_proxy_async_shared();
+        const uint64_t a = wgmma_descriptor(p);
+        const uint64_t v = wgmma_transposed_descriptor(values, kMlaBoxBytes);
+        for (auto& half : sums) ptx::keep_in_order(half);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+                ptx::WgmmaHalf<type, 128>::mma_transposed(
+                    sums[half], advance_descriptor(a, 32 * k),
+                    advance_descriptor(v, half * 2 * kMlaBoxBytes + k * 16 * kSwizzleBytes), true);
+        }
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>();
+        for (auto& half : sums) ptx::keep_in_order(half);
+        __syncwarp();  // every lane has read its corrections
+        if (lane == 0) {
+            if (!kIsRight) shared.left.release(state.left);
+            shared.right.release(state.right);
+        }
+        state = next;
     }
-    row_sum += __shfl_xor_sync(0xFFFFFFFF, row_sum, 1);
-    if (thread % 2 == 0) shared.rows[thread / 2].rounded_sum = row_sum;
+    if constexpr (kIsRight) {
+        row_sum += __shfl_xor_sync(0xFFFFFFFF, row_sum, 1);
+        if (thread % 2 == 0) shared.rows[thread / 2].rounded_sum = row_sum;
+    }
 }
 
 // --------------------------------------------------------------------------------------------------- epilogue
 
-/// By the math threads, with their sums: 64 rows by 256 columns a warpgroup.
+/// Of a CTA that has all keys: by the values' warps, `warp` the place among them, straight to the caller.
 template <ptx::HalfType type>
-class MlaDecodeEpilogue {
+DSO_DEVICE void store_values(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeRows& rows,
+                             const MlaValueSums& sums, int warp) {
+    const int lane = threadIdx.x % 32;
+    const int side = warp / kMlaRowWarps, first_row = warp % kMlaRowWarps * 16;
+    float inverse[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const int row = first_row + lane / 4 + 8 * i;
+        const SoftmaxPart part = shared.rows[row];
+        inverse[i] = inverse_of(part.rounded_sum);
+        if (side == 0 && lane % 4 == 0 && row < rows.num_rows)
+            store_lse(arguments, rows, row, log2_sum(part.base, part.sum));
+    }
+    // Through shared memory, so that a warp stores 512 neighbouring bytes at a time.
+    auto& panels = shared.panels[warp];
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+        const float* x = &sums[j / 8][j % 8 * 8];
+        ptx::stmatrix_x4(panels[j / 4] + swizzled_offset(lane % 16, j % 4 * 2 + lane / 16),
+                         pack_half<type>(x[0] * inverse[0], x[1] * inverse[0]),
+                         pack_half<type>(x[2] * inverse[1], x[3] * inverse[1]),
+                         pack_half<type>(x[4] * inverse[0], x[5] * inverse[0]),
+                         pack_half<type>(x[6] * inverse[1], x[7] * inverse[1]));
+    }
+    __syncwarp();
+    const int num_rows = min(16, rows.num_rows - first_row);
+    for (int row = 0; row < num_rows; ++row) {
+        auto* out = static_cast<uint16_t*>(arguments.out) + out_offset(arguments, rows, first_row + row);
+        *reinterpret_cast<uint4*>(out + side * 256 + lane * 8) =
+            *reinterpret_cast<const uint4*>(panels[lane / 8] + swizzled_offset(row, lane % 8));
+    }
+}
+
+/// Of a CTA that shares keys: by the values' warps likewise, as they lie in registers, for the cluster to read.
+DSO_DEVICE void lay_out_values(MlaDecodeShared& shared, const MlaDecodeRows& rows, const MlaValueSums& sums, int warp) {
+    const int lane = threadIdx.x % 32;
+    const int side = warp / kMlaRowWarps, row_warp = warp % kMlaRowWarps;
+    if (row_warp * 16 >= rows.num_rows) return;
+#pragma unroll
+    for (int j = 0; j < 32; ++j) {
+        const float* x = &sums[j / 16][j % 16 * 4];
+        shared.sums.groups[32 * side + j][row_warp][lane] = {x[0], x[1], x[2], x[3]};
+    }
+}
+
+/// By all warps that compute: adds up the cluster's sums, and the parts if this is the last of them to come.
+template <ptx::HalfType type>
+class MlaDecodeCombination {
   public:
-    DSO_DEVICE MlaDecodeEpilogue(MlaDecodeShared& shared, const MlaDecodeArguments& arguments,
-                                 const MlaDecodeWork& work, int cluster_size, int rank)
+    DSO_DEVICE MlaDecodeCombination(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, int warp)
         : shared_(shared),
           arguments_(arguments),
-          work_(work),
-          size_(cluster_size),
-          rank_(rank),
-          warp_(threadIdx.x / 32),
+          size_(static_cast<int>(ptx::cluster_size())),
+          rank_(static_cast<int>(ptx::cluster_rank())),
+          rows_(arguments),
+          warp_(warp),
           lane_(threadIdx.x % 32) {}
 
-    DSO_DEVICE void run(const float (&sums)[128]) {
-        if (size_ > 1) {
-            exchange(sums);
-        } else {
-            ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there, and q and p are not needed any more
-            finish_alone(sums);
-        }
-        if (arguments_.num_parts > 1) combine_parts();
+    DSO_DEVICE void run() {
+        ptx::fence_release_shared_to_cluster();
+        ptx::cluster_arrive();
+        ptx::cluster_wait();
+        combine_cluster();
+        if (size_ > 1) ptx::cluster_arrive();  // this thread has read what it needs
+        if (arguments_.num_parts > 1 && is_last_part()) combine_parts();
+        if (size_ > 1) ptx::cluster_wait();  // the others read from here
     }
 
   private:
-    static constexpr int kWarpsOfSide = 4;
+    DSO_DEVICE int num_row_warps() const { return ceil_div(rows_.num_rows, 16); }
+    /// Each warp has one sixteenth of the rows, and some groups of the CTA's own.
+    DSO_DEVICE int group_step() const { return kMlaMathWarps / num_row_warps(); }
+    DSO_DEVICE int row_warp() const { return warp_ / group_step(); }
+    DSO_DEVICE int first_group() const { return warp_ % group_step(); }
+    DSO_DEVICE int row(int h) const { return row_warp() * 16 + lane_ / 4 + 8 * h; }
 
-    DSO_DEVICE int64_t partial_row(int part, int row) const {
-        return ((int64_t{work_.unit} * arguments_.num_parts + part) * kMlaTile + row) * kMlaValueDim;
-    }
-    DSO_DEVICE int64_t partial_lse_row(int part, int row) const {
-        return ((int64_t{work_.unit} * arguments_.num_parts + part) * size_ + rank_) * kMlaTile + row;
+    DSO_DEVICE void combine_cluster() {
+        const int num_groups = kMlaGroups / size_;
+        float4 sources[kMlaMaxCluster];
+        int owned = first_group();
+        if (owned < num_groups) read_sources(sources, rank_ * num_groups + owned);
+        if (threadIdx.x < kMlaTile) weigh_sources(static_cast<int>(threadIdx.x));
+        ptx::named_barrier_sync(2, kMlaMathThreads);
+        float weights[kMlaMaxCluster][2];
+#pragma unroll
+        for (int source = 0; source < kMlaMaxCluster; ++source) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h) weights[source][h] = shared_.sums.weights[source][row(h)];
+        }
+        while (owned < num_groups) {
+            float4 sum{};
+#pragma unroll
+            for (int source = 0; source < kMlaMaxCluster; ++source) {
+                sum.x += weights[source][0] * sources[source].x;
+                sum.y += weights[source][0] * sources[source].y;
+                sum.z += weights[source][1] * sources[source].z;
+                sum.w += weights[source][1] * sources[source].w;
+            }
+            const int group = rank_ * num_groups + owned;
+            owned += group_step();
+            if (owned < num_groups) read_sources(sources, rank_ * num_groups + owned);
+            if (arguments_.num_parts > 1) {
+                *partial_sums(rows_.part, group) = sum;
+            } else {
+                store_group(group, sum);
+            }
+        }
     }
 
-    /// A row's logarithm: to the caller, or to the part's place.
-    DSO_DEVICE void store_log2(int row, float lse_log2) {
+    /// What the CTAs of the cluster have of a group, and zeros of those that there are not.
+    DSO_DEVICE void read_sources(float4 (&sources)[kMlaMaxCluster], int group) const {
+#pragma unroll
+        for (int source = 0; source < kMlaMaxCluster; ++source) {
+            sources[source] = {};
+            if (source < size_)
+                sources[source] = ptx::load_from_cluster(
+                    ptx::cluster_address(&shared_.sums.groups[group][row_warp()][lane_], source));
+        }
+    }
+
+    /// What each CTA's sums of a row are to be multiplied by; and the row's logarithm.
+    DSO_DEVICE void weigh_sources(int row) {
+        SoftmaxPart parts[kMlaMaxCluster];
+#pragma unroll
+        for (int source = 0; source < kMlaMaxCluster; ++source) {
+            parts[source] = {kMinusInfinity, 0.f, 0.f};
+            if (source >= size_) continue;
+            const float4 x = ptx::load_from_cluster(ptx::cluster_address(&shared_.rows[row], source));
+            parts[source] = {x.x, x.y, x.z};
+        }
+        float base = kMinusInfinity, total = 0.f, rounded_total = 0.f, weights[kMlaMaxCluster];
+#pragma unroll
+        for (const SoftmaxPart& part : parts) base = fmaxf(base, part.base);
+#pragma unroll
+        for (int source = 0; source < kMlaMaxCluster; ++source) {
+            weights[source] = weight_of(parts[source], base);
+            total += weights[source] * parts[source].sum;
+            rounded_total += weights[source] * parts[source].rounded_sum;
+        }
+        const float inverse = inverse_of(rounded_total);
+#pragma unroll
+        for (int source = 0; source < kMlaMaxCluster; ++source)
+            shared_.sums.weights[source][row] = weights[source] * inverse;
+        const float lse_log2 = log2_sum(base, total);
         if (arguments_.num_parts > 1) {
-            arguments_.partial_lse[partial_lse_row(work_.part, row)] = lse_log2;
-        } else if (rank_ == 0) {
-            store_lse(arguments_, work_, row, lse_log2);
+            *partial_lse(rows_.part, row) = lse_log2;
+        } else if (rank_ == 0 && row < rows_.num_rows) {
+            store_lse(arguments_, rows_, row, lse_log2);
         }
     }
 
-    /// Two neighbours of a row: to the caller, or to the part's place.
-    DSO_DEVICE void store_two(int row, int column, float x, float y) {
-        if (arguments_.num_parts > 1) {
-            *reinterpret_cast<float2*>(arguments_.partial_out + partial_row(work_.part, row) + column) = float2{x, y};
-        } else {
-            store_half_pair(row, column, x, y);
+    /// Whether all other parts of this CTA's columns have come.
+    DSO_DEVICE bool is_last_part() {
+        ptx::named_barrier_sync(2, kMlaMathThreads);
+        if (threadIdx.x == 0) {
+            unsigned long long* counter = counter_of(arguments_, rows_, size_, rank_);
+            __threadfence();
+            shared_.is_last = atomicAdd(counter, 1ull) == kMlaCounts + arguments_.num_parts - 1;
+            __threadfence();
+            if (shared_.is_last) *counter = 0;  // what lies here next must not look like a counter
         }
+        ptx::named_barrier_sync(2, kMlaMathThreads);
+        return shared_.is_last;
     }
 
-    DSO_DEVICE void store_half_pair(int row, int column, float x, float y) {
-        auto* out = static_cast<uint16_t*>(arguments_.out) + out_offset(arguments_, work_, row) + column;
-        *reinterpret_cast<uint32_t*>(out) = pack_half<type>(x, y);
-    }
-
-    DSO_DEVICE void finish_alone(const float (&sums)[128]) {
-        const int side = warp_ / kWarpsOfSide, first_row = warp_ % kWarpsOfSide * 16;
-        float inverse[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int row = first_row + lane_ / 4 + 8 * i;
-            const SoftmaxPart part = shared_.rows[row];
-            inverse[i] = inverse_of(part.rounded_sum);
-            if (side == 0 && lane_ % 4 == 0 && row < work_.num_rows) store_log2(row, log2_sum(part.base, part.sum));
-        }
-        if (arguments_.num_parts > 1) {
-#pragma unroll
-            for (int i = 0; i < 64; ++i) {
-                const int row = first_row + lane_ / 4 + i % 2 * 8, column = side * 256 + i / 2 * 8 + lane_ % 4 * 2;
-                if (row < work_.num_rows)
-                    store_two(row, column, sums[2 * i] * inverse[i % 2], sums[2 * i + 1] * inverse[i % 2]);
-            }
-            return;
-        }
-        // Through shared memory, so that a warp stores 512 neighbouring bytes at a time.
-        auto& panels = shared_.panels[warp_];
-#pragma unroll
-        for (int j = 0; j < 16; ++j) {
-            const float* x = &sums[8 * j];
-            ptx::stmatrix_x4(panels[j / 4] + swizzled_offset(lane_ % 16, j % 4 * 2 + lane_ / 16),
-                             pack_half<type>(x[0] * inverse[0], x[1] * inverse[0]),
-                             pack_half<type>(x[2] * inverse[1], x[3] * inverse[1]),
-                             pack_half<type>(x[4] * inverse[0], x[5] * inverse[0]),
-                             pack_half<type>(x[6] * inverse[1], x[7] * inverse[1]));
-        }
-        __syncwarp();
-        const int num_rows = min(16, work_.num_rows - first_row);
-        for (int row = 0; row < num_rows; ++row) {
-            auto* out = static_cast<uint16_t*>(arguments_.out) + out_offset(arguments_, work_, first_row + row);
-            *reinterpret_cast<uint4*>(out + side * 256 + lane_ * 8) =
-                *reinterpret_cast<const uint4*>(panels[lane_ / 8] + swizzled_offset(row, lane_ % 8));
-        }
-    }
-
-    /// Sums go to the CTAs that own their columns as they lie in registers, and are added up there in the order of
-    /// the CTAs. Warps without a row of the caller's stay out of it.
-    DSO_DEVICE void exchange(const float (&sums)[128]) {
-        const int groups = kMlaGroups / size_, num_warps = ceil_div(work_.num_rows, 16);
-        const int side = warp_ / kWarpsOfSide, row_warp = warp_ % kWarpsOfSide;
-        ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there
-        ptx::cluster_arrive();
-        ptx::cluster_wait();  // all are through with their keys, which lie where the sums go
-        if (threadIdx.x == 0)
-            ptx::mbarrier_arrive_expect_tx(&shared_.all_received,
-                                           size_ * num_warps * (groups * 512 + 16 * int{sizeof(SoftmaxPart)}));
-        if (row_warp < num_warps) {
-#pragma unroll
-            for (int j = 0; j < 32; ++j) {
-                const int group = 32 * side + j, owner = group / groups, owned = group % groups;
-                const float values[4] = {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]};
-                const float* place = received(rank_, owned, row_warp);
-                ptx::store_to_cluster_async(ptx::cluster_address(place, owner), values,
-                                            ptx::cluster_address(&shared_.all_received, owner));
-            }
-            if (side == 0 && lane_ < 16) {
-                const int row = row_warp * 16 + lane_;
-                const SoftmaxPart part = shared_.rows[row];
-                const float values[4] = {part.base, part.sum, part.rounded_sum, 0.f};
-                for (int owner = 0; owner < size_; ++owner)
-                    ptx::store_to_cluster_async(ptx::cluster_address(&shared_.received_rows[rank_][row], owner), values,
-                                                ptx::cluster_address(&shared_.all_received, owner));
-            }
-        }
-        ptx::mbarrier_wait(&shared_.all_received, 0);
-
-        for (int i = warp_; i < groups * num_warps; i += kMlaMathThreads / 32) {
-            const int owned = i / num_warps, first_row = i % num_warps * 16 + lane_ / 4;
-            float base[2], total[2] = {}, rounded_total[2] = {}, sum[4] = {};
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                base[h] = kMinusInfinity;
-                for (int source = 0; source < size_; ++source)
-                    base[h] = fmaxf(base[h], shared_.received_rows[source][first_row + 8 * h].base);
-            }
-            for (int source = 0; source < size_; ++source) {
-                const float* x = received(source, owned, i % num_warps);
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const SoftmaxPart part = shared_.received_rows[source][first_row + 8 * h];
-                    const float weight = weight_of(part, base[h]);
-                    total[h] += weight * part.sum;
-                    rounded_total[h] += weight * part.rounded_sum;
-                    sum[2 * h] += weight * x[2 * h];
-                    sum[2 * h + 1] += weight * x[2 * h + 1];
-                }
-            }
-            const int column = (rank_ * groups + owned) * 8 + lane_ % 4 * 2;
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int row = first_row + 8 * h;
-                if (row >= work_.num_rows) continue;
-                const float inverse = inverse_of(rounded_total[h]);
-                store_two(row, column, sum[2 * h] * inverse, sum[2 * h + 1] * inverse);
-                if (owned == 0 && lane_ % 4 == 0) store_log2(row, log2_sum(base[h], total[h]));
-            }
-        }
-    }
-
-    /// Where this lane's part of a group's sums from CTA `source` lies.
-    DSO_DEVICE float* received(int source, int owned, int row_warp) {
-        const int groups = kMlaGroups / size_;
-        return shared_.received + (((source * groups + owned) * kWarpsOfSide + row_warp) * 32 + lane_) * 4;
-    }
-
-    /// The last to come adds up the parts of the columns that are this CTA's in its cluster.
     DSO_DEVICE void combine_parts() {
-        __threadfence();
-        ptx::named_barrier_sync(2, kMlaMathThreads);
-        int32_t* arrivals = arguments_.arrivals + int64_t{work_.unit} * size_ + rank_;
-        if (threadIdx.x == 0) shared_.is_last = atomicAdd(arrivals, 1) == arguments_.num_parts - 1;
-        ptx::named_barrier_sync(2, kMlaMathThreads);
-        if (!shared_.is_last) return;
-        __threadfence();
-        const int num_columns = kMlaValueDim / size_;
-        for (int row = warp_; row < work_.num_rows; row += kMlaMathThreads / 32) {
-            const float top = largest_of_parts(row);
-            for (int column = lane_ * 2; column < num_columns; column += 64)
-                combine_columns(row, rank_ * num_columns + column, top, column == 0 && rank_ == 0);
-        }
-    }
-
-    DSO_DEVICE float largest_of_parts(int row) const {
-        float top = kMinusInfinity;
-        for (int part = lane_; part < arguments_.num_parts; part += 32)
-            top = fmaxf(top, __ldcg(&arguments_.partial_lse[partial_lse_row(part, row)]));
+        const int num_groups = kMlaGroups / size_;
+        for (int owned = first_group(); owned < num_groups; owned += group_step()) {
+            const int group = rank_ * num_groups + owned;
+            float top[2] = {kMinusInfinity, kMinusInfinity}, total[2] = {};
+            float4 sum{};
+            for (int part = 0; part < arguments_.num_parts; part += kMlaPartsAtOnce)
+                add_parts(part, group, top, total, sum);
+            const float inverse[2] = {inverse_of(total[0]), inverse_of(total[1])};
+            store_group(group, {sum.x * inverse[0], sum.y * inverse[0], sum.z * inverse[1], sum.w * inverse[1]});
+            if (group != 0 || lane_ % 4 != 0) continue;
 #pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2)
-            top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, distance));
-        return top;
+            for (int h = 0; h < 2; ++h)
+                if (row(h) < rows_.num_rows) store_lse(arguments_, rows_, row(h), log2_sum(top[h], total[h]));
+        }
     }
 
-    DSO_DEVICE void combine_columns(int row, int column, float top, bool has_lse) {
-        float total = 0.f, x = 0.f, y = 0.f;
-#pragma unroll 4
-        for (int part = 0; part < arguments_.num_parts; ++part) {
-            const float lse = __ldcg(&arguments_.partial_lse[partial_lse_row(part, row)]);
-            const auto* place =
-                reinterpret_cast<const float2*>(arguments_.partial_out + partial_row(part, row) + column);
-            const float2 value = __ldcg(place);
-            const float weight = lse == kMinusInfinity ? 0.f : ptx::exp2(lse - top);
-            total += weight;
-            x += weight * value.x;
-            y += weight * value.y;
+    DSO_DEVICE void add_parts(int first, int group, float (&top)[2], float (&total)[2], float4& sum) const {
+        const float4* places = partial_sums(first, group);
+        float4 sums[kMlaPartsAtOnce];
+        float lse[2][kMlaPartsAtOnce];
+#pragma unroll
+        for (int i = 0; i < kMlaPartsAtOnce; ++i)
+            sums[i] = first + i < arguments_.num_parts ? __ldcg(places + i * kMlaPartialSums) : float4{};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const auto* four = reinterpret_cast<const float4*>(partial_lse(first, row(h)));
+#pragma unroll
+            for (int i = 0; i < kMlaPartsAtOnce; i += 4) {
+                const float4 x = __ldcg(four + i / 4);
+                lse[h][i] = x.x, lse[h][i + 1] = x.y, lse[h][i + 2] = x.z, lse[h][i + 3] = x.w;
+            }
+#pragma unroll
+            for (int i = 0; i < kMlaPartsAtOnce; ++i)
+                if (first + i >= arguments_.num_parts) lse[h][i] = kMinusInfinity;
         }
-        const float inverse = inverse_of(total);
-        store_half_pair(row, column, x * inverse, y * inverse);
-        if (has_lse) store_lse(arguments_, work_, row, log2_sum(top, total));
+        float correction[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float old = top[h];
+#pragma unroll
+            for (int i = 0; i < kMlaPartsAtOnce; ++i) top[h] = fmaxf(top[h], lse[h][i]);
+            correction[h] = old == kMinusInfinity ? 0.f : ptx::exp2(old - top[h]);
+            total[h] *= correction[h];
+        }
+        sum = {sum.x * correction[0], sum.y * correction[0], sum.z * correction[1], sum.w * correction[1]};
+#pragma unroll
+        for (int i = 0; i < kMlaPartsAtOnce; ++i) {
+            float weight[2];
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                weight[h] = lse[h][i] == kMinusInfinity ? 0.f : ptx::exp2(lse[h][i] - top[h]);
+                total[h] += weight[h];
+            }
+            sum.x += weight[0] * sums[i].x;
+            sum.y += weight[0] * sums[i].y;
+            sum.z += weight[1] * sums[i].z;
+            sum.w += weight[1] * sums[i].w;
+        }
+    }
+
+    DSO_DEVICE float4* partial_sums(int part, int group) const {
+        const int64_t place = int64_t{rows_.unit} * arguments_.num_parts + part;
+        return arguments_.partial_sums + place * kMlaPartialSums + (group * kMlaRowWarps + row_warp()) * 32 + lane_;
+    }
+    /// Those of a row's parts follow one another.
+    DSO_DEVICE float* partial_lse(int part, int row) const {
+        const int64_t place = (int64_t{rows_.unit} * size_ + rank_) * kMlaTile + row;
+        return arguments_.partial_lse + place * align_up(arguments_.num_parts, kMlaPartsAtOnce) + part;
+    }
+
+    /// Two neighbours of each of this lane's rows, to the caller.
+    DSO_DEVICE void store_group(int group, float4 x) const {
+        const int column = group * 8 + lane_ % 4 * 2;
+        const uint32_t pairs[2] = {pack_half<type>(x.x, x.y), pack_half<type>(x.z, x.w)};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            if (row(h) >= rows_.num_rows) continue;
+            auto* out = static_cast<uint16_t*>(arguments_.out) + out_offset(arguments_, rows_, row(h)) + column;
+            *reinterpret_cast<uint32_t*>(out) = pairs[h];
+        }
     }
 
     MlaDecodeShared& shared_;
     const MlaDecodeArguments& arguments_;
-    const MlaDecodeWork& work_;
-    const int size_, rank_, warp_, lane_;
+    const int size_, rank_;
+    const MlaDecodeRows rows_;
+    const int warp_, lane_;
 };
 
 // ----------------------------------------------------------------------------------------------------- kernel
@@ -734,40 +869,54 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
     const int cluster_size = static_cast<int>(ptx::cluster_size()), rank = static_cast<int>(ptx::cluster_rank());
 
-    if (warp == kMlaMathThreads / 32) {
+    if (warp == kMlaMathWarps) {
         shared.left.init(threadIdx.x % 32, 128, 4);
-        shared.right.init(threadIdx.x % 32, 128 + 1, 4);
+        shared.right.init(threadIdx.x % 32, 128 + 1, 8);
         if (threadIdx.x % 32 == 0) {
             if (arguments.box_rows != 0) ptx::prefetch_tensor_map(&map_kv);
-            ptx::mbarrier_init(&shared.p_full, 4);
-            ptx::mbarrier_init(&shared.p_empty, 4);
-            ptx::mbarrier_init(&shared.all_received, 1);
+            for (int stage = 0; stage < kMlaRightStages; ++stage) {
+                ptx::mbarrier_init(&shared.p_full[stage], 4);
+                ptx::mbarrier_init(&shared.scored[stage], 4);
+            }
+            ptx::mbarrier_init(&shared.q_taken, 4);
             ptx::fence_mbarrier_init();
         }
     }
+    const MlaDecodeRows rows(arguments);
     __syncthreads();
     ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
-    const MlaDecodeWork work = find_work(arguments, cluster_size, rank);
-
-    if (warp >= kMlaMathThreads / 32) {
-        ptx::setmaxnreg_dec<40>();
-        MlaDecodeLoader(shared, &map_kv, arguments, work, warp - kMlaMathThreads / 32).run();
-        __syncwarp();
-        if (cluster_size > 1) ptx::cluster_arrive();
-    } else {
-        ptx::setmaxnreg_inc<232>();
-        load_queries(shared, arguments, work);
-        float sums[128];
-#pragma unroll
-        for (int i = 0; i < 128; ++i) sums[i] = 0.f;
-        if (warp < 4) {
-            MlaDecodeLeft<type>(shared, arguments, work).run(sums);
-        } else {
-            compute_right<type>(shared, arguments, work, sums);
-        }
-        MlaDecodeEpilogue<type>(shared, arguments, work, cluster_size, rank).run(sums);
+    if (warp >= kMlaMathWarps) {
+        ptx::setmaxnreg_dec<32>();
+        MlaDecodeLoader loader(shared, &map_kv, arguments, rows, warp - kMlaMathWarps);
+        loader.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
+        return;
     }
+    ptx::setmaxnreg_inc<160>();
+    if (threadIdx.x == 0 && arguments.num_parts > 1) open_counter(counter_of(arguments, rows, cluster_size, rank));
+    if (threadIdx.x == kMlaMathThreads - 1) prefetch_pages(arguments, rows, cluster_size, rank);
+    load_queries(shared, arguments, rows);
+    const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);
+    if (warp < 4) {
+        MlaDecodeScores<type>(shared, arguments, rows, keys, warp).run();
+        ptx::named_barrier_sync(2, kMlaMathThreads);
+    } else {
+        MlaValueSums sums = {};
+        const int num_tiles_by_tma = keys.num_tiles_by_tma(arguments);
+        if (warp < 8) {
+            compute_values<type, false>(shared, keys.num_tiles, num_tiles_by_tma, sums);
+        } else {
+            compute_values<type, true>(shared, keys.num_tiles, num_tiles_by_tma, sums);
+        }
+        ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there, and no product is running
+        const MlaDecodeRows rows_again(arguments);
+        if (is_alone(arguments)) {
+            store_values<type>(shared, arguments, rows_again, sums, warp - 4);
+        } else {
+            lay_out_values(shared, rows_again, sums, warp - 4);
+        }
+    }
+    if (!is_alone(arguments)) MlaDecodeCombination<type>(shared, arguments, warp).run();
 }
 
 }  // namespace dso

@@ -26,19 +26,19 @@ struct MlaDecodeShape {
           max_keys(decode.max_pages > kMostInt / decode.page_size ? kMostInt : decode.max_pages * decode.page_size) {}
 };
 
-/// What several parts need: their outputs, their logarithms, and one counter for each CTA of a cluster.
+/// What several parts need: their sums, their logarithms, and one counter for each CTA of a cluster.
 struct MlaDecodeScratch {
-    int64_t out_floats = 0, lse_floats = 0, num_arrivals = 0;
+    int64_t sum_bytes = 0, lse_bytes = 0, counter_bytes = 0;
 
     MlaDecodeScratch(const MlaDecodeShape& shape, const dso_mla_decode_plan& plan) {
         if (plan.num_parts == 1) return;
-        const int64_t num_parts = shape.num_units * plan.num_parts;
-        out_floats = num_parts * kMlaTile * kMlaValueDim;
-        lse_floats = num_parts * plan.cluster_size * kMlaTile;
-        num_arrivals = shape.num_units * plan.cluster_size;
+        const int64_t num_ctas = shape.num_units * plan.cluster_size;  // of one part
+        sum_bytes = shape.num_units * plan.num_parts * kMlaPartialSums * int64_t{sizeof(float4)};
+        lse_bytes = num_ctas * kMlaTile * align_up(plan.num_parts, kMlaPartsAtOnce) * int64_t{sizeof(float)};
+        counter_bytes = num_ctas * int64_t{sizeof(unsigned long long)};
     }
 
-    int64_t num_bytes() const { return (out_floats + lse_floats + num_arrivals) * 4; }
+    int64_t num_bytes() const { return sum_bytes + lse_bytes + counter_bytes; }
 };
 
 bool is_possible(const dso_mla_decode_plan& plan) {
@@ -56,8 +56,7 @@ int box_rows_of(const dso_mla_decode& decode) {
 MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeShape& shape,
                                 const dso_mla_decode_plan& plan) {
     const MlaDecodeScratch scratch(shape, plan);
-    auto* partial_out = static_cast<float*>(decode.workspace);
-    const auto after = [&](int64_t count) { return partial_out ? partial_out + count : nullptr; };
+    auto* workspace = static_cast<uint8_t*>(decode.workspace);
     return {decode.q,
             decode.q_stride_b,
             decode.q_stride_s,
@@ -73,9 +72,9 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             decode.out_stride_s,
             decode.out_stride_h,
             decode.lse,
-            partial_out,
-            after(scratch.out_floats),
-            reinterpret_cast<int32_t*>(after(scratch.out_floats + scratch.lse_floats)),
+            reinterpret_cast<float4*>(workspace),
+            reinterpret_cast<float*>(workspace + scratch.sum_bytes),
+            reinterpret_cast<unsigned long long*>(workspace + scratch.sum_bytes + scratch.lse_bytes),
             static_cast<int>(std::min(decode.num_pages, kMostInt)),
             static_cast<int>(decode.page_size),
             static_cast<int>(shape.max_keys),
@@ -92,7 +91,7 @@ template <ptx::HalfType type>
 dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device, dso_stream stream) {
     const MlaDecodeShape shape(decode);
     const MlaDecodeScratch scratch(shape, plan);
-    const int64_t num_ctas = shape.num_units * plan.cluster_size * plan.num_parts;
+    const int64_t num_ctas = shape.num_units * plan.cluster_size;  // of one part
     if (num_ctas > kMostInt) return fail(DSO_INVALID, "mla_decode: more than 2^31 tiles of rows");
     if (scratch.num_bytes() > 0 && !decode.workspace) return fail(DSO_INVALID, "mla_decode: no workspace");
     const MlaDecodeArguments arguments = arguments_of(decode, shape, plan);
@@ -101,16 +100,12 @@ dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan,
         DSO_TRY(encode_tensor_map({decode.kv_cache, decode.num_pages, decode.page_size, kMlaKeyDim, decode.page_stride,
                                    decode.key_stride, 2, arguments.box_rows, 64, true},
                                   &map_kv));
-    if (scratch.num_arrivals > 0)
-        DSO_CUDA(cudaMemset2DAsync(arguments.arrivals, scratch.num_arrivals * 4, 0, scratch.num_arrivals * 4, 1,
-                                   static_cast<cudaStream_t>(stream)));
     constexpr auto kernel = sm90_mla_decode_kernel<type>;
     constexpr int kSharedBytes = sizeof(MlaDecodeShared);
     DSO_TRY(allow_shared_memory<kernel>(device, kSharedBytes));
-    const bool is_next_to_a_kernel = scratch.num_arrivals == 0;
     return launch_kernel(kernel,
-                         {dim3(static_cast<unsigned>(num_ctas)), dim3(kMlaThreads), kSharedBytes, stream,
-                          plan.cluster_size, is_next_to_a_kernel},
+                         {dim3(static_cast<unsigned>(num_ctas), static_cast<unsigned>(plan.num_parts)),
+                          dim3(kMlaThreads), kSharedBytes, stream, plan.cluster_size, true},
                          map_kv, arguments);
 }
 
@@ -127,7 +122,9 @@ extern "C" dso_status dso_plan_mla_decode(const dso_mla_decode* decode, dso_mla_
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
     const MlaDecodeShape shape(*decode);
-    const MlaDecodeSplits splits = plan_mla_decode(shape.num_units, shape.num_row_tiles, shape.max_keys, num_sms);
+    const MlaDecodeSplits splits =
+        plan_mla_decode(shape.num_units, shape.num_row_tiles,
+                        std::min<int64_t>(decode->s_q * decode->num_heads, kMlaTile), shape.max_keys, num_sms);
     *plan = {splits.cluster_size, splits.num_parts, 0};
     plan->workspace_bytes = MlaDecodeScratch(shape, *plan).num_bytes();
     return DSO_OK;

@@ -7,41 +7,55 @@
 namespace dso {
 namespace {
 
-// Microseconds on an H200, by count of bytes and clocks (docs/mla_decode.md).
-constexpr double kCta = 4;  // to start, to load q and the first keys, and to store
-constexpr double kTileOfTensorCore = 1.4;
-constexpr double kTileOfMemory = 72 * 1024 / 4.3e6;  // if no other SM read
-constexpr double kCluster = 1;                       // to add up within a cluster
-constexpr double kParts = 2.5, kPart = .1;           // to add up several, and each of them
+// Microseconds, fitted to plans measured on an H200 (docs/mla_decode.md).
+constexpr double kCta = 6.5;  // to start, to load q and the first keys, and to store
+constexpr double kTileOfTensorCore = 1.8;
+constexpr double kTileOfMemory = 72 * 1024 / 4.25e6;        // if no other SM read
+constexpr double kRound = .25, kSourceOfRound = .19;        // to add up what the warps of a cluster have at a time
+constexpr double kParts = 1.5, kPartsOfRound = .85;         // to add up several parts, and eight of them at a time
+constexpr int kWarps = 12, kGroups = 64, kPartsAtOnce = 8;  // see kernels/sm90_mla_decode.cuh
 
-double cost(const MlaDecodeSplits& splits, int64_t num_units, int64_t num_row_tiles, int64_t num_tiles, int num_sms) {
-    // A cluster lies within one of the eight groups of SMs, which are not all multiples of its size.
-    const int64_t slots =
-        splits.cluster_size > 4 ? num_sms / 16 * 16 : num_sms / splits.cluster_size * splits.cluster_size;
-    const int64_t num_ctas = num_units * splits.cluster_size * splits.num_parts;
-    const int64_t waves = ceil_div(num_ctas, std::max<int64_t>(slots, splits.cluster_size));
-    const int64_t tiles = ceil_div<int64_t>(num_tiles, int64_t{splits.cluster_size} * splits.num_parts);
+struct Problem {
+    int64_t num_units, num_row_tiles, num_row_warps, num_tiles;
+    int num_sms;
+};
+
+double cost(const MlaDecodeSplits& splits, const Problem& problem) {
+    const int64_t size = splits.cluster_size, num_parts = splits.num_parts;
+    // A cluster lies within one of the groups of SMs, which are not all multiples of its size: of 132 SMs 120 find
+    // their place in clusters of 4 or 8.
+    const int64_t usable = size > 2 ? problem.num_sms * 10 / 11 : problem.num_sms;
+    const int64_t slots = std::max(usable / size * size, size);
+    const int64_t num_ctas = problem.num_units * size * num_parts;
+    const int64_t waves = ceil_div(num_ctas, slots);
+    const int64_t tiles = ceil_div(problem.num_tiles, size * num_parts);
     // The tiles of rows of a request read the same keys, and L2 serves all but the first.
-    const double readers = static_cast<double>(std::min(num_ctas, slots)) / static_cast<double>(num_row_tiles);
+    const double readers = static_cast<double>(std::min(num_ctas, slots)) / static_cast<double>(problem.num_row_tiles);
     const double tile = std::max(kTileOfTensorCore, kTileOfMemory * readers);
-    const double combine =
-        (splits.cluster_size > 1 ? kCluster : 0) + (splits.num_parts > 1 ? kParts + kPart * splits.num_parts : 0);
-    return static_cast<double>(waves) * (kCta + static_cast<double>(tiles) * tile) + combine;
+    double time = static_cast<double>(waves) * (kCta + static_cast<double>(tiles) * tile);
+    if (size == 1 && num_parts == 1) return time;
+    const auto rounds = static_cast<double>(ceil_div(kGroups / size * problem.num_row_warps, int64_t{kWarps}));
+    time += rounds * (kRound + kSourceOfRound * static_cast<double>(size));
+    if (num_parts > 1)
+        time += kParts + kPartsOfRound * rounds * static_cast<double>(ceil_div(num_parts, int64_t{kPartsAtOnce}));
+    return time;
 }
 
 }  // namespace
 
-MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t max_keys, int num_sms) {
+MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t num_rows, int64_t max_keys,
+                                int num_sms) {
     constexpr int64_t kFewTiles = 4;  // not worth sharing; so short sequences get the same bits in every batch
-    const int64_t num_tiles = ceil_div<int64_t>(max_keys, 64);
+    const Problem problem{num_units, num_row_tiles, ceil_div<int64_t>(num_rows, 16), ceil_div<int64_t>(max_keys, 64),
+                          num_sms};
     MlaDecodeSplits best{1, 1};
-    if (num_tiles <= kFewTiles || num_units == 0) return best;
-    double least = cost(best, num_units, num_row_tiles, num_tiles, num_sms);
+    if (problem.num_tiles <= kFewTiles || num_units == 0) return best;
+    double least = cost(best, problem);
     for (int cluster_size = 1; cluster_size <= 8; cluster_size *= 2) {
         for (int num_parts = 1; num_parts == 1 || num_units * cluster_size * num_parts <= num_sms; ++num_parts) {
-            if (int64_t{cluster_size} * num_parts > num_tiles) break;
+            if (int64_t{cluster_size} * num_parts > problem.num_tiles) break;
             const MlaDecodeSplits splits{cluster_size, num_parts};
-            const double time = cost(splits, num_units, num_row_tiles, num_tiles, num_sms);
+            const double time = cost(splits, problem);
             if (time < least) {
                 least = time;
                 best = splits;

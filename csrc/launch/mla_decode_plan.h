@@ -11,7 +11,9 @@ struct MlaDecodeSplits {
     int num_parts;     // clusters that add up through global memory
 };
 
-/// For `num_units` tiles of rows, `num_row_tiles` of them of the same request, over up to `max_keys` keys.
-MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t max_keys, int num_sms);
+/// For `num_units` tiles of up to `num_rows` rows, `num_row_tiles` of them of the same request, over up to `max_keys`
+/// keys.
+MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t num_rows, int64_t max_keys,
+                                int num_sms);
 
 }  // namespace dso

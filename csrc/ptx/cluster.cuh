@@ -1,4 +1,4 @@
-// Clusters of CTAs: their barrier, and stores into each other's shared memory.
+// Clusters of CTAs: their barrier, and each other's shared memory.
 // PTX ISA, sections "Parallel Synchronization and Communication Instructions: barrier.cluster" and "mapa".
 #pragma once
 
@@ -6,23 +6,44 @@
 
 namespace dso::ptx {
 
+/// `%clusterid.x`: this cluster's place in the grid, or the CTA's where the launch named no cluster. Read anew by each
+/// call, as are those below: that is cheaper than a register.
+DSO_DEVICE uint32_t cluster_index_x() {
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+    return index;
+}
+
+/// `%ctaid.y`.
+DSO_DEVICE uint32_t cta_index_y() {
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(index));
+    return index;
+}
+
 /// `%cluster_nctarank`: the number of CTAs in this cluster; 1 where the launch named no cluster.
 DSO_DEVICE uint32_t cluster_size() {
     uint32_t size;
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
     return size;
 }
 
 /// `%cluster_ctarank`: this CTA's place in its cluster.
 DSO_DEVICE uint32_t cluster_rank() {
     uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
 
 /// `barrier.cluster.arrive.relaxed`: this thread is here. Orders no memory but what a fence before it does: the form
 /// that releases also waits for all earlier global writes, which takes a microsecond.
 DSO_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+
+/// `fence.release.sync_restrict`: what this thread, and those that it has waited for, wrote to the CTA's shared memory
+/// is seen by those of the cluster that it lets go by arriving afterwards. Does not wait for global memory.
+DSO_DEVICE void fence_release_shared_to_cluster() {
+    asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
+}
 
 /// `barrier.cluster.wait`: until every thread of the cluster that still runs has arrived.
 DSO_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
@@ -34,14 +55,14 @@ DSO_DEVICE uint32_t cluster_address(const void* pointer, uint32_t rank) {
     return address;
 }
 
-/// `st.async`: floats to an address from `cluster_address`; their bytes are counted by `barrier`, which is in the same
-/// CTA's shared memory, when they are there. No fence is needed.
-DSO_DEVICE void store_to_cluster_async(uint32_t address, const float (&x)[4], uint32_t barrier) {
-    asm volatile(
-        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-            address),
-        "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(barrier)
-        : "memory");
+/// `ld.shared::cluster`: 16 bytes from an address from `cluster_address`.
+DSO_DEVICE float4 load_from_cluster(uint32_t address) {
+    float4 x;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
 }
 
 /// `cp.async.bulk`: `num_bytes`, a multiple of 16, from this CTA's shared memory to an address from `cluster_address`.

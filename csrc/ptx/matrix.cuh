@@ -1,9 +1,17 @@
-// stmatrix and conversions between float32 and the narrow types.
+// ldmatrix, stmatrix and conversions between float32 and the narrow types.
 #pragma once
 
 #include "ptx/mbarrier.cuh"
 
 namespace dso::ptx {
+
+/// `ldmatrix.x4`: loads four 8 x 8 matrices of 16-bit elements; addresses and registers are those of `stmatrix_x4`.
+DSO_DEVICE void ldmatrix_x4(uint32_t (&x)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(smem_addr(row))
+                 : "memory");
+}
 
 /// `stmatrix.x4`: stores four 8 x 8 matrices of 16-bit elements; lane `i` gives the address of row `i % 8` of matrix
 /// `i / 8`, and register `j` of a lane holds elements (lane / 4, 2 * (lane % 4)) and its right neighbour of matrix `j`.

@@ -22,6 +22,11 @@ DSO_DEVICE void tma_load_3d(void* destination, const TensorMap* map, uint64_t* b
         : "memory");
 }
 
+/// `prefetch.global.L2`: asks for the line around `address` to be in L2 soon.
+DSO_DEVICE void prefetch_line_to_l2(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");
+}
+
 /// `cp.async.bulk.prefetch.L2`: asks for `num_bytes` from `source` on, both multiples of 16, to be in L2 soon.
 DSO_DEVICE void prefetch_to_l2(const void* source, uint32_t num_bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(num_bytes) : "memory");

@@ -92,10 +92,10 @@ DSO_WGMMA_E4M3(128, DSO_REGS_0_63, "%64", "%65", "%66", DSO_ACC_32(d, 0), DSO_AC
 /// The 16-bit types that WGMMA multiplies.
 enum class HalfType { kBF16, kF16 };
 
-/// `wgmma.mma_async.m64nNk16.f32` of bf16 or f16: d = a @ b.T (+ d). Both operands are K-major in shared memory; or b
-/// is MN-major there ("transposed") and a is K-major or in the registers of `mma_registers_transposed`: with g = lane /
-/// 4 and c = 2 * (lane % 4), a[0] holds elements (g, c) and (g, c + 1) of the warp's 16 rows, a[1] those of row g + 8,
-/// and a[2], a[3] those eight columns further on. These are the places that sums have in an accumulator.
+/// `wgmma.mma_async.m64nNk16.f32` of bf16 or f16: d = a @ b.T (+ d). Operand b is in shared memory, K-major or MN-major
+/// ("transposed"); a is K-major there, or in registers: with g = lane / 4 and c = 2 * (lane % 4), a[0] holds elements
+/// (g, c) and (g, c + 1) of the warp's 16 rows, a[1] those of row g + 8, and a[2], a[3] those eight columns further on.
+/// These are the places that sums have in an accumulator.
 template <HalfType type, int N>
 struct WgmmaHalf;
 
@@ -118,6 +118,15 @@ struct WgmmaHalf;
                          ", " r1 ", p, 1, 1, 0, 1;\n}\n"                                                               \
                          : __VA_ARGS__                                                                                 \
                          : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                         \
+        }                                                                                                              \
+        DSO_DEVICE static void mma_registers(float (&d)[kNumAccumulators], const uint32_t (&a)[4], uint64_t b,         \
+                                             bool accumulate) {                                                        \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " r5                                                        \
+                         ", 0;\n"                                                                                      \
+                         "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name " {" registers "}, {" r0      \
+                         ", " r1 ", " r2 ", " r3 "}, " r4 ", p, 1, 1, 0;\n}\n"                                         \
+                         : __VA_ARGS__                                                                                 \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));     \
         }                                                                                                              \
         DSO_DEVICE static void mma_registers_transposed(float (&d)[kNumAccumulators], const uint32_t (&a)[4],          \
                                                         uint64_t b, bool accumulate) {                                 \

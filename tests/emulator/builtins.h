@@ -83,6 +83,12 @@ T atomicMax(T* address, T value) {
     *address = std::max(old, value);
     return old;
 }
+template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+    const T old = *address;
+    if (old == expected) *address = value;
+    return old;
+}
 inline void __threadfence() {}
 template <typename T>
 T __ldcg(const T* address) {

@@ -1,6 +1,5 @@
 #include "ptx/cluster.cuh"
 
-#include <array>
 #include <cstring>
 
 #include "mbarrier.h"
@@ -51,18 +50,13 @@ uint32_t cluster_address(const void* pointer, uint32_t rank) {
     return rank << kRankShift | offset;
 }
 
-void store_to_cluster_async(uint32_t address, const float (&x)[4], uint32_t barrier_address) {
+float4 load_from_cluster(uint32_t address) {
     maybe_pause();
-    const char* const name = "st.async";
+    const char* const name = "ld.shared::cluster";
+    float4 x;
     if (address % sizeof(x) != 0) fail("%s: 0x%x is not aligned to %zu bytes", name, address, sizeof(x));
-    const Place place = place_of(address, sizeof(x), name);
-    const Place barrier = mbarrier_of(place, barrier_address, name);
-    std::array<float, 4> values;
-    std::copy(x, x + 4, values.begin());
-    start(name, place.cta, [=] {
-        memcpy(place.bytes, values.data(), sizeof(values));
-        complete_bytes(barrier, sizeof(values), name);
-    });
+    memcpy(&x, place_of(address, sizeof(x), name).bytes, sizeof(x));
+    return x;
 }
 
 void copy_to_cluster_async(uint32_t destination, const void* source, uint32_t num_bytes, uint32_t barrier) {

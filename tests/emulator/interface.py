@@ -334,7 +334,7 @@ class Kernels:
         if plan is not None:
             # As many bytes as any plan takes, and poison where it has not written.
             units = b * -(-s_q * h // 64)
-            chosen = MlaDecodePlan(*plan, 4 * units * (plan[0] + plan[1] * 64 * (512 + plan[0])))
+            chosen = MlaDecodePlan(*plan, 4 * units * (2 * plan[0] + plan[1] * 64 * 512 + (plan[1] + 7) * 64 * plan[0]))
         workspace = torch.full((chosen.workspace_bytes,), 0xFF, dtype=torch.uint8)
         call.workspace = workspace.data_ptr()
         self._call("dso_mla_decode_by_plan", call, chosen)

@@ -246,9 +246,7 @@ void wait_for_cp_async(const Arguments arguments) {
     ptx::mbarrier_wait(&shared.barrier, 0);
 }
 
-/// The CTAs of a cluster send each other 512 bytes, by the lanes or at once. Broken: before they know that the other
-/// runs.
-template <bool kAtOnce>
+/// The CTAs of a cluster send each other 512 bytes. Broken: before they know that the other runs.
 void send_when_the_other_runs(const Arguments arguments) {
     auto& shared = ptx::dynamic_shared<Shared>();
     if (threadIdx.x == 0) {
@@ -265,15 +263,27 @@ void send_when_the_other_runs(const Arguments arguments) {
     const uint32_t other = 1 - ptx::cluster_rank();
     const uint32_t barrier = ptx::cluster_address(&shared.barrier, other);
     if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(&shared.barrier, 32 * sizeof(float[4]));
-    if (!kAtOnce) {
-        ptx::store_to_cluster_async(ptx::cluster_address(received[threadIdx.x], other), sent[threadIdx.x], barrier);
-    } else if (threadIdx.x == 0) {
+    if (threadIdx.x == 0)
         ptx::copy_to_cluster_async(ptx::cluster_address(received, other), sent, 32 * sizeof(float[4]), barrier);
-    }
     ptx::mbarrier_wait(&shared.barrier, 0);
     arguments.floats[ptx::cluster_rank() * 32 + threadIdx.x] = received[threadIdx.x][1];
     if (arguments.is_broken) return;
     ptx::cluster_arrive();  // the other may still read what this CTA sends
+    ptx::cluster_wait();
+}
+
+/// The CTAs of a cluster read from each other. Broken: they end as soon as they have read.
+void read_while_the_other_runs(const Arguments arguments) {
+    auto& shared = ptx::dynamic_shared<Shared>();
+    auto* own = reinterpret_cast<float4*>(shared.tiles[0]) + threadIdx.x;
+    *own = {kOne, kOne, kOne, kOne};
+    ptx::fence_release_shared_to_cluster();
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    const float4 x = ptx::load_from_cluster(ptx::cluster_address(own, 1 - ptx::cluster_rank()));
+    arguments.floats[ptx::cluster_rank() * 32 + threadIdx.x] = x.w;
+    if (arguments.is_broken) return;
+    ptx::cluster_arrive();
     ptx::cluster_wait();
 }
 
@@ -356,8 +366,8 @@ constexpr Program kPrograms[] = {
     PROGRAM(stay_together, 32, 0, 0),
     PROGRAM(stay_in_shared_memory, 32, 1, 0),
     PROGRAM(wait_for_cp_async, 32, 0, 32),
-    PROGRAM(send_when_the_other_runs<false>, 32, 0, 64, 2),
-    PROGRAM(send_when_the_other_runs<true>, 32, 0, 64, 2),
+    PROGRAM(send_when_the_other_runs, 32, 0, 64, 2),
+    PROGRAM(read_while_the_other_runs, 32, 0, 64, 2),
 };
 
 dso_status run(const Program& program, bool is_broken) {

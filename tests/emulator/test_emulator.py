@@ -30,8 +30,8 @@ MISTAKES = {
     "stay_together": "warp 0 has diverged",
     "stay_in_shared_memory": "access to shared memory at offset",
     "wait_for_cp_async": "wrong result: float .* is -?nan",
-    "send_when_the_other_runs<false>": "no mbarrier was initialised|has ended",
-    "send_when_the_other_runs<true>": "no mbarrier was initialised|has ended|while its shared memory is used",
+    "read_while_the_other_runs": "has ended",
+    "send_when_the_other_runs": "no mbarrier was initialised|has ended|while its shared memory is used",
 }
 """Program of programs.cu -> what the emulator says of it where it is broken."""
 

@@ -15,6 +15,7 @@ void tma_store_wait_read() {
 }
 
 inline void prefetch_tensor_map(const TensorMap*) {}
+inline void prefetch_line_to_l2(const void*) {}
 void prefetch_to_l2(const void* source, uint32_t num_bytes);
 // Writes by threads are seen by TMA and WGMMA at once here: that this fence is missing does not show.
 inline void fence_proxy_async_shared() {}

@@ -58,6 +58,9 @@ struct WgmmaHalf {
     static void mma_transposed(float (&d)[kNumAccumulators], uint64_t a, uint64_t b, bool accumulate) {
         emulator::multiply(d, N, kElement, {a}, {b, true}, accumulate);
     }
+    static void mma_registers(float (&d)[kNumAccumulators], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+        emulator::multiply_registers(d, N, kElement, a, {b}, accumulate);
+    }
     static void mma_registers_transposed(float (&d)[kNumAccumulators], const uint32_t (&a)[4], uint64_t b,
                                          bool accumulate) {
         emulator::multiply_registers(d, N, kElement, a, {b, true}, accumulate);
