@@ -59,7 +59,7 @@ inline constexpr int kMlaGroups = kMlaValueDim / 8;  // of eight columns, as acc
 inline constexpr int kMlaRowWarps = kMlaTile / 16;   // sixteenths of the rows, as the warps of a warpgroup have them
 
 inline constexpr int kMlaPartialSums = kMlaGroups * kMlaRowWarps * 32;  // of a part, four at a time
-inline constexpr int kMlaPartsAtOnce = 8;                               // that are read by a thread
+inline constexpr int kMlaMaxParts = 256, kMlaLoadsAtOnce = 8;
 
 /// What counts the parts that have come, in memory that nobody clears before: the upper bits say that it counts.
 inline constexpr unsigned long long kMlaCounts = 0x5F8E'3C21'D7A4ull << 16;
@@ -78,6 +78,7 @@ struct MlaDecodeTiles {
 struct MlaDecodeSums {
     float4 groups[kMlaGroups][kMlaRowWarps][32];  // as the lanes of the warps have them, for the cluster to read
     float weights[kMlaMaxCluster][kMlaTile];      // of each CTA's, for the CTA that reads them
+    float part_weights[kMlaMaxParts][kMlaTile];
 };
 
 struct MlaDecodeShared {
@@ -355,8 +356,8 @@ DSO_DEVICE void load_queries(MlaDecodeShared& shared, const MlaDecodeArguments& 
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
         const int chunk = first_chunk + i * kThreadsOfRow, box = chunk / 8;
-        uint8_t* tile = box < kMlaSideBoxes ? shared.tiles.q_left(0) : shared.tiles.q[0] - kMlaSideBoxes * kMlaBoxBytes;
-        *reinterpret_cast<uint4*>(tile + box * kMlaBoxBytes + swizzled_offset(row, chunk % 8)) = values[i];
+        uint8_t* tile = box < kMlaSideBoxes ? shared.tiles.q_left(box) : shared.tiles.q[box - kMlaSideBoxes];
+        *reinterpret_cast<uint4*>(tile + swizzled_offset(row, chunk % 8)) = values[i];
     }
     ptx::fence_proxy_async_shared();
     ptx::named_barrier_sync(2, kMlaMathThreads);
@@ -768,63 +769,80 @@ class MlaDecodeCombination {
     }
 
     DSO_DEVICE void combine_parts() {
-        const int num_groups = kMlaGroups / size_;
-        for (int owned = first_group(); owned < num_groups; owned += group_step()) {
-            const int group = rank_ * num_groups + owned;
-            float top[2] = {kMinusInfinity, kMinusInfinity}, total[2] = {};
-            float4 sum{};
-            for (int part = 0; part < arguments_.num_parts; part += kMlaPartsAtOnce)
-                add_parts(part, group, top, total, sum);
-            const float inverse[2] = {inverse_of(total[0]), inverse_of(total[1])};
-            store_group(group, {sum.x * inverse[0], sum.y * inverse[0], sum.z * inverse[1], sum.w * inverse[1]});
-            if (group != 0 || lane_ % 4 != 0) continue;
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-                if (row(h) < rows_.num_rows) store_lse(arguments_, rows_, row(h), log2_sum(top[h], total[h]));
+        if (threadIdx.x < 4 * kMlaTile)
+            weigh_parts(static_cast<int>(threadIdx.x) / 4, static_cast<int>(threadIdx.x) % 4);
+        ptx::named_barrier_sync(2, kMlaMathThreads);
+        if (arguments_.num_parts <= 2) {
+            add_parts<2>();
+        } else if (arguments_.num_parts <= 4) {
+            add_parts<4>();
+        } else {
+            add_parts<kMlaLoadsAtOnce>();
         }
     }
 
-    DSO_DEVICE void add_parts(int first, int group, float (&top)[2], float (&total)[2], float4& sum) const {
-        const float4* places = partial_sums(first, group);
-        float4 sums[kMlaPartsAtOnce];
-        float lse[2][kMlaPartsAtOnce];
+    /// What each part's sums of a row are to be multiplied by, four lanes a row; and the row's logarithm.
+    DSO_DEVICE void weigh_parts(int row, int lane) {
+        if (row / 16 >= num_row_warps()) return;
+        const float* lse = partial_lse(0, row);
+        float top = kMinusInfinity, total = 0.f;
+#pragma unroll 4
+        for (int part = lane; part < arguments_.num_parts; part += 4) {
+            const float x = __ldcg(lse + part);
+            shared_.sums.part_weights[part][row] = x;
+            top = fmaxf(top, x);
+        }
 #pragma unroll
-        for (int i = 0; i < kMlaPartsAtOnce; ++i)
-            sums[i] = first + i < arguments_.num_parts ? __ldcg(places + i * kMlaPartialSums) : float4{};
+        for (int distance = 1; distance < 4; distance *= 2)
+            top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, distance));
+        for (int part = lane; part < arguments_.num_parts; part += 4) {
+            float& weight = shared_.sums.part_weights[part][row];
+            weight = weight == kMinusInfinity ? 0.f : ptx::exp2(weight - top);
+            total += weight;
+        }
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const auto* four = reinterpret_cast<const float4*>(partial_lse(first, row(h)));
+        for (int distance = 1; distance < 4; distance *= 2) total += __shfl_xor_sync(0xFFFFFFFF, total, distance);
+        const float inverse = inverse_of(total);
+        for (int part = lane; part < arguments_.num_parts; part += 4) shared_.sums.part_weights[part][row] *= inverse;
+        if (rank_ == 0 && lane == 0 && row < rows_.num_rows) store_lse(arguments_, rows_, row, log2_sum(top, total));
+    }
+
+    /// `kParts` parts of several groups at a time: as many loads are on their way at once.
+    template <int kParts>
+    DSO_DEVICE void add_parts() const {
+        constexpr int kItems = kMlaLoadsAtOnce / kParts;
+        const int num_groups = kMlaGroups / size_, step = group_step();
+        for (int owned = first_group(); owned < num_groups; owned += kItems * step) {
+            float4 sums[kItems] = {};
+            for (int first = 0; first < arguments_.num_parts; first += kParts) {
+                const float4* places = partial_sums(first, rank_ * num_groups + owned);
+                float4 x[kItems][kParts];
 #pragma unroll
-            for (int i = 0; i < kMlaPartsAtOnce; i += 4) {
-                const float4 x = __ldcg(four + i / 4);
-                lse[h][i] = x.x, lse[h][i + 1] = x.y, lse[h][i + 2] = x.z, lse[h][i + 3] = x.w;
+                for (int item = 0; item < kItems; ++item) {
+#pragma unroll
+                    for (int i = 0; i < kParts; ++i) {
+                        const bool exists = owned + item * step < num_groups && first + i < arguments_.num_parts;
+                        x[item][i] = exists ? __ldcg(places + i * kMlaPartialSums) : float4{};
+                    }
+                    places += step * kMlaRowWarps * 32;
+                }
+#pragma unroll
+                for (int i = 0; i < kParts; ++i) {
+                    const float* weights = shared_.sums.part_weights[min(first + i, arguments_.num_parts - 1)];
+                    const float upper = weights[row(0)], lower = weights[row(1)];
+#pragma unroll
+                    for (int item = 0; item < kItems; ++item) {
+                        sums[item].x += upper * x[item][i].x;
+                        sums[item].y += upper * x[item][i].y;
+                        sums[item].z += lower * x[item][i].z;
+                        sums[item].w += lower * x[item][i].w;
+                    }
+                }
             }
 #pragma unroll
-            for (int i = 0; i < kMlaPartsAtOnce; ++i)
-                if (first + i >= arguments_.num_parts) lse[h][i] = kMinusInfinity;
-        }
-        float correction[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const float old = top[h];
-#pragma unroll
-            for (int i = 0; i < kMlaPartsAtOnce; ++i) top[h] = fmaxf(top[h], lse[h][i]);
-            correction[h] = old == kMinusInfinity ? 0.f : ptx::exp2(old - top[h]);
-            total[h] *= correction[h];
-        }
-        sum = {sum.x * correction[0], sum.y * correction[0], sum.z * correction[1], sum.w * correction[1]};
-#pragma unroll
-        for (int i = 0; i < kMlaPartsAtOnce; ++i) {
-            float weight[2];
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                weight[h] = lse[h][i] == kMinusInfinity ? 0.f : ptx::exp2(lse[h][i] - top[h]);
-                total[h] += weight[h];
+            for (int item = 0; item < kItems; ++item) {
+                if (owned + item * step < num_groups) store_group(rank_ * num_groups + owned + item * step, sums[item]);
             }
-            sum.x += weight[0] * sums[i].x;
-            sum.y += weight[0] * sums[i].y;
-            sum.z += weight[1] * sums[i].z;
-            sum.w += weight[1] * sums[i].w;
         }
     }
 
@@ -835,7 +853,7 @@ class MlaDecodeCombination {
     /// Those of a row's parts follow one another.
     DSO_DEVICE float* partial_lse(int part, int row) const {
         const int64_t place = (int64_t{rows_.unit} * size_ + rank_) * kMlaTile + row;
-        return arguments_.partial_lse + place * align_up(arguments_.num_parts, kMlaPartsAtOnce) + part;
+        return arguments_.partial_lse + place * arguments_.num_parts + part;
     }
 
     /// Two neighbours of each of this lane's rows, to the caller.

@@ -34,7 +34,7 @@ struct MlaDecodeScratch {
         if (plan.num_parts == 1) return;
         const int64_t num_ctas = shape.num_units * plan.cluster_size;  // of one part
         sum_bytes = shape.num_units * plan.num_parts * kMlaPartialSums * int64_t{sizeof(float4)};
-        lse_bytes = num_ctas * kMlaTile * align_up(plan.num_parts, kMlaPartsAtOnce) * int64_t{sizeof(float)};
+        lse_bytes = num_ctas * kMlaTile * plan.num_parts * int64_t{sizeof(float)};
         counter_bytes = num_ctas * int64_t{sizeof(unsigned long long)};
     }
 
@@ -43,7 +43,7 @@ struct MlaDecodeScratch {
 
 bool is_possible(const dso_mla_decode_plan& plan) {
     const int size = plan.cluster_size;
-    return (size == 1 || size == 2 || size == 4 || size == 8) && plan.num_parts >= 1 && plan.num_parts <= 1024;
+    return (size == 1 || size == 2 || size == 4 || size == 8) && plan.num_parts >= 1 && plan.num_parts <= kMlaMaxParts;
 }
 
 /// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; 0 where none do.
