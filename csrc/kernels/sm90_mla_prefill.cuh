@@ -167,7 +167,9 @@ class PrefillScheduler {
     }
 
     DSO_DEVICE PrefillTile tile_of(int start_q, int s_q, int start_k, int s_k, int num_blocks, int index) const {
-        const int heads_at_once = max(1, min(kPrefillTokensInL2 / max(1, s_k), arguments_.num_heads));
+        // As many heads as L2 has the keys of, or as it takes to employ all CTAs; then in even shares.
+        const int most = max(kPrefillTokensInL2 / max(1, s_k), ceil_div(static_cast<int>(gridDim.x), num_blocks));
+        const int heads_at_once = ceil_div(arguments_.num_heads, ceil_div(arguments_.num_heads, most));
         const int first_head = index / (heads_at_once * num_blocks) * heads_at_once;
         const int num_heads = min(heads_at_once, arguments_.num_heads - first_head);
         const int place = index - first_head * num_blocks;
@@ -203,12 +205,16 @@ struct PrefillMaps {
 class PrefillProducer {
   public:
     DSO_DEVICE PrefillProducer(MlaPrefillShared& shared, const PrefillMaps& maps, const MlaPrefillArguments& arguments)
-        : shared_(shared), maps_(maps), scheduler_(arguments) {}
+        : shared_(shared), maps_(maps), arguments_(arguments), scheduler_(arguments) {}
 
     DSO_DEVICE void run() {
         uint32_t num_pushed = 0;
         for (;;) {
             const PrefillTile tile = scheduler_.next();
+            if (tile.num_rows > 0 && tile.num_key_tiles == 0) {
+                store_nothing(tile);
+                continue;
+            }
             shared_.queue.push(num_pushed, tile);
             if (tile.num_rows == 0) return;
             if (threadIdx.x % 32 == 0) load(tile);
@@ -217,6 +223,18 @@ class PrefillProducer {
     }
 
   private:
+    /// A tile that sees no key is done with at once.
+    DSO_DEVICE void store_nothing(const PrefillTile& tile) {
+        const int lane = threadIdx.x % 32;
+        auto* out = static_cast<uint16_t*>(arguments_.out);
+        for (int i = lane / 16; i < tile.num_rows; i += 2) {
+            const int64_t row = int64_t{tile.first_row + i} * arguments_.num_heads + tile.head;
+            *reinterpret_cast<uint4*>(out + row * kPrefillValueDim + lane % 16 * 8) = uint4{};
+            if (lane % 16 == 0) arguments_.lse[row] = kMinusInfinity;
+        }
+        __syncwarp();
+    }
+
     DSO_DEVICE void load(const PrefillTile& tile) {
         for (int i = 0; i < tile.num_key_tiles; ++i) {
             const int key = tile.first_key + i * kPrefillTile;
@@ -248,6 +266,7 @@ class PrefillProducer {
 
     MlaPrefillShared& shared_;
     const PrefillMaps maps_;
+    const MlaPrefillArguments& arguments_;
     PrefillScheduler scheduler_;
     PrefillRing k_, v_;
     uint32_t q_phase_ = 0;
@@ -341,18 +360,32 @@ class PrefillMath {
         : shared_(shared), arguments_(arguments), warp_(warp), lane_(threadIdx.x % 32) {}
 
     DSO_DEVICE void run() {
-        uint32_t num_popped = 0;
+        PrefillTile tile = next_tile();
+        if (tile.num_rows == 0) return;
+        float scores[64], sums[64] = {};
+        start_tile(scores);
+        ptx::wgmma_wait<0>();
+        ptx::keep_in_order(scores);
         for (;;) {
-            const PrefillTile tile = shared_.queue.front(num_popped);
-            shared_.queue.pop(num_popped);
-            if (tile.num_rows == 0) return;
-            float sums[64];
-#pragma unroll
-            for (int i = 0; i < 64; ++i) sums[i] = 0.f;
             SoftmaxRows rows;
-            if (tile.num_key_tiles > 0) compute(tile, rows, sums);
-            rows.finish();
-            store(tile, rows, sums);
+            uint32_t p[8][4];
+            compute(tile, rows, scores, sums, p);
+            const PrefillTile next = next_tile();
+            // (No branch between the start of a product and its end: ptxas would serialize.)
+            if (next.num_rows == 0) {
+                start_values(sums, p, tile.num_key_tiles > 1);
+                ptx::wgmma_wait<0>();
+                finish_tile(tile, rows, sums, p);
+                return;
+            }
+            // The first scores of the next tile run under this one's epilogue.
+            start_values(sums, p, tile.num_key_tiles > 1);
+            start_tile(scores);
+            ptx::wgmma_wait<1>();
+            finish_tile(tile, rows, sums, p);
+            ptx::wgmma_wait<0>();
+            ptx::keep_in_order(scores);
+            tile = next;
         }
     }
 
@@ -365,33 +398,46 @@ class PrefillMath {
         return arguments_.is_causal ? tile.visible + row(i) : tile.visible;
     }
 
-    DSO_DEVICE void compute(const PrefillTile& tile, SoftmaxRows& rows, float (&sums)[64]) {
-        float scores[64], correction[2];
-        uint32_t p[8][4];
+    DSO_DEVICE PrefillTile next_tile() {
+        const PrefillTile tile = shared_.queue.front(num_popped_);
+        shared_.queue.pop(num_popped_);
+        return tile;
+    }
+
+    /// Starts the scores of the tile that came last from the queue.
+    DSO_DEVICE void start_tile(float (&scores)[64]) {
         ptx::mbarrier_wait(&shared_.q_full, q_phase_);
         q_phase_ ^= 1;
         take_turn();
         start_scores(scores);
         pass_turn();
-        ptx::wgmma_wait<0>();
+    }
+
+    /// All of a tile whose first scores are there, but for the product with the last values.
+    DSO_DEVICE void compute(const PrefillTile& tile, SoftmaxRows& rows, float (&scores)[64], float (&sums)[64],
+                            uint32_t (&p)[8][4]) {
+        float correction[2];
         finish_scores(scores, tile, 0);
         take_probabilities(scores, correction, rows, tile, 0);
         pack(p, scores);
-
         for (int i = 1; i < tile.num_key_tiles; ++i) {
             take_turn();
             start_scores(scores);
-            start_values(sums, p);
+            start_values(sums, p, i > 1);
             pass_turn();
             ptx::wgmma_wait<1>();
             finish_scores(scores, tile, i);
             take_probabilities(scores, correction, rows, tile, i);
-            finish_values(sums, p, tile, i - 1);
+            // They are there long since. But ptxas moves the wait for WGMMA up to the last branch, before a softmax
+            // that is to run meanwhile.
+            shared_.values.wait(v_);
+            ptx::wgmma_wait<0>();
+            ptx::keep_in_order(sums);
+            ptx::keep_in_order(p);
+            finish_values(sums, tile, i - 1);
             scale_rows(sums, correction[0], correction[1]);
             pack(p, scores);
         }
-        start_values(sums, p);
-        finish_values(sums, p, tile, tile.num_key_tiles - 1);
     }
 
     /// One warpgroup's softmax runs under the other's products, not beside its softmax. Group 0 begins.
@@ -458,26 +504,24 @@ class PrefillMath {
         ptx::keep_in_order(p);
     }
 
-    DSO_DEVICE void start_values(float (&sums)[64], uint32_t (&p)[8][4]) {
+    /// The sums are not cleared for a tile's first product: nothing but WGMMA may write them while scores are in
+    /// flight.
+    DSO_DEVICE void start_values(float (&sums)[64], uint32_t (&p)[8][4], bool accumulate) {
         const uint64_t v = wgmma_transposed_descriptor(shared_.v[v_.stage][0], kPrefillBoxBytes);
         shared_.values.wait(v_);
         ptx::keep_in_order(sums);
         ptx::wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-            ptx::WgmmaHalf<type, 128>::mma_registers_transposed(sums, p[k],
-                                                                advance_descriptor(v, k * 16 * kSwizzleBytes), true);
+            ptx::WgmmaHalf<type, 128>::mma_registers_transposed(
+                sums, p[k], advance_descriptor(v, k * 16 * kSwizzleBytes), accumulate || k > 0);
         ptx::wgmma_commit();
         ptx::keep_in_order(sums);
     }
 
-    DSO_DEVICE void finish_values(float (&sums)[64], uint32_t (&p)[8][4], const PrefillTile& tile, int i) {
-        // They are there long since. But ptxas moves the wait for WGMMA up to the last branch, before a softmax that is
-        // to run meanwhile.
-        shared_.values.wait(v_);
-        ptx::wgmma_wait<0>();
-        ptx::keep_in_order(sums);
-        ptx::keep_in_order(p);
+    /// After the wait for them: a channel becomes NaN where a value was cleared, and the producer has the values'
+    /// place.
+    DSO_DEVICE void finish_values(float (&sums)[64], const PrefillTile& tile, int i) {
         if (i >= tile.first_cut) {
             if (shared_.is_poisoned[v_.stage][0] || shared_.is_poisoned[v_.stage][1]) poison(sums, tile, i);
             __syncwarp();
@@ -486,7 +530,7 @@ class PrefillMath {
         v_.advance();
     }
 
-    /// Makes a channel NaN for the rows that see a value in it which was cleared.
+    /// For the rows that see the value.
     DSO_DEVICE void poison(float (&sums)[64], const PrefillTile& tile, int i) const {
 #pragma unroll
         for (int j = 0; j < 64; ++j) {
@@ -496,8 +540,12 @@ class PrefillMath {
         }
     }
 
-    DSO_DEVICE void store(const PrefillTile& tile, const SoftmaxRows& rows, const float (&sums)[64]) {
-        float inverse[2];
+    /// When the last product is there.
+    DSO_DEVICE void finish_tile(const PrefillTile& tile, SoftmaxRows& rows, float (&sums)[64], uint32_t (&p)[8][4]) {
+        ptx::keep_in_order(sums);
+        ptx::keep_in_order(p);
+        rows.finish();
+        float inverse[2], results[64];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             inverse[i] = inverse_of(rows.sum[i]);
@@ -505,6 +553,10 @@ class PrefillMath {
                 arguments_.lse[int64_t{tile.first_row + row(i)} * arguments_.num_heads + tile.head] =
                     log2_sum(rows.base(i, arguments_.scale_log2), rows.sum[i]) * kLn2;
         }
+        // What is infinite, for a value was, becomes NaN.
+#pragma unroll
+        for (int i = 0; i < 64; ++i) results[i] = __fmaf_rn(sums[i], 0.f, sums[i] * inverse[i / 2 % 2]);
+        finish_values(results, tile, tile.num_key_tiles - 1);
         // Through shared memory, so that eight lanes store 128 neighbouring bytes.
         uint8_t* panel = shared_.panels[warp_];
         auto* out = static_cast<uint16_t*>(arguments_.out);
@@ -512,10 +564,9 @@ class PrefillMath {
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                const float* x = &sums[32 * half + 8 * j];
-                ptx::stmatrix_x4(panel + swizzled_offset(lane_ % 16, 2 * j + lane_ / 16),
-                                 divided(x[0], x[1], inverse[0]), divided(x[2], x[3], inverse[1]),
-                                 divided(x[4], x[5], inverse[0]), divided(x[6], x[7], inverse[1]));
+                const float* x = &results[32 * half + 8 * j];
+                ptx::stmatrix_x4(panel + swizzled_offset(lane_ % 16, 2 * j + lane_ / 16), pack_pair<type>(x[0], x[1]),
+                                 pack_pair<type>(x[2], x[3]), pack_pair<type>(x[4], x[5]), pack_pair<type>(x[6], x[7]));
             }
             __syncwarp();
 #pragma unroll
@@ -530,16 +581,11 @@ class PrefillMath {
         }
     }
 
-    /// Two outputs. What became infinite, for a value was, becomes NaN.
-    DSO_DEVICE static uint32_t divided(float x, float y, float inverse) {
-        return pack_pair<type>(__fmaf_rn(x, 0.f, x * inverse), __fmaf_rn(y, 0.f, y * inverse));
-    }
-
     MlaPrefillShared& shared_;
     const MlaPrefillArguments& arguments_;
     const int warp_, lane_;
     PrefillRing k_, v_;
-    uint32_t q_phase_ = 0, turn_phase_ = 0;
+    uint32_t num_popped_ = 0, q_phase_ = 0, turn_phase_ = 0;
 };
 
 // ----------------------------------------------------------------------------------------------------- kernel
