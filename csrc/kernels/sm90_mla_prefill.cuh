@@ -588,7 +588,15 @@ class PrefillMath {
     uint32_t num_popped_ = 0, q_phase_ = 0, turn_phase_ = 0;
 };
 
-// ----------------------------------------------------------------------------------------------------- kernel
+// ---------------------------------------------------------------------------------------------------- kernels
+
+/// Puts the counter of tiles to 0: one thread, before the kernel below. A memset would end the chain of kernels that
+/// start while the one before them ends.
+__global__ void __launch_bounds__(32, 1) mla_prefill_counter_kernel(int32_t* num_taken) {
+    ptx::grid_launch_dependents();
+    ptx::grid_dependency_wait();
+    if (threadIdx.x == 0) *num_taken = 0;
+}
 
 template <ptx::HalfType type>
 __global__ void __launch_bounds__(kPrefillThreads, 1)

@@ -3,7 +3,6 @@
 #include <limits>
 
 #include "kernels/sm90_mla_prefill.cuh"
-#include "launch/cuda_check.h"
 #include "launch/device_info.h"
 #include "launch/launch.h"
 #include "launch/mla_prefill_checks.h"
@@ -42,14 +41,14 @@ dso_status launch(const dso_prefill& x, int device, int num_sms, dso_stream stre
     DSO_TRY(encode_heads(x, x.k, x.total_k, x.k_stride_t, x.k_stride_h, kPrefillKeyDim, &map_k));
     DSO_TRY(encode_heads(x, x.v, x.total_k, x.v_stride_t, x.v_stride_h, kPrefillValueDim, &map_v));
     const MlaPrefillArguments arguments = arguments_of(x);
-    constexpr size_t kBytes = DSO_PREFILL_WORKSPACE_BYTES;
-    DSO_CUDA(cudaMemset2DAsync(arguments.num_taken, kBytes, 0, kBytes, 1, static_cast<cudaStream_t>(stream)));
+    DSO_TRY(launch_kernel(mla_prefill_counter_kernel, {dim3(1), dim3(32), 0, stream, 1, true}, arguments.num_taken));
     constexpr auto kernel = sm90_mla_prefill_kernel<type>;
     constexpr int kSharedBytes = sizeof(MlaPrefillShared);
     DSO_TRY(allow_shared_memory<kernel>(device, kSharedBytes));
     const int64_t most_tiles = (x.total_q / kPrefillTile + x.b + 2) * x.num_heads;
     const dim3 grid(static_cast<unsigned>(std::min<int64_t>(num_sms, most_tiles)));
-    return launch_kernel(kernel, {grid, dim3(kPrefillThreads), kSharedBytes, stream}, map_q, map_k, map_v, arguments);
+    return launch_kernel(kernel, {grid, dim3(kPrefillThreads), kSharedBytes, stream, 1, true}, map_q, map_k, map_v,
+                         arguments);
 }
 
 }  // namespace
