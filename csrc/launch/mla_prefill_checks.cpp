@@ -19,7 +19,7 @@ dso_status check_mla_prefill(const dso_prefill& prefill) {
         return wrong("more than 2^31 rows or sequences");
     // Each sequence may leave a tile unfilled, and so may the rows before the first and after the last.
     const int64_t most_tiles = prefill.total_q / 128 + prefill.b + 2;
-    if (prefill.num_heads > kMostRows / most_tiles) return wrong("more than 2^31 tiles of queries");
+    if (prefill.num_heads > (int64_t{1} << 30) / most_tiles) return wrong("more than 2^30 tiles of queries");
     if (!rows_are_aligned(prefill.q, prefill.q_stride_t, prefill.q_stride_h) ||
         !rows_are_aligned(prefill.k, prefill.k_stride_t, prefill.k_stride_h) ||
         !rows_are_aligned(prefill.v, prefill.v_stride_t, prefill.v_stride_h) || !rows_are_aligned(prefill.out, 0, 0))

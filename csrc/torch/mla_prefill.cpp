@@ -5,12 +5,18 @@ namespace {
 
 constexpr int64_t kKeyDim = 192, kValueDim = 128;
 
-/// The last extent of an argument, which is a tensor; -1 if it has none.
-int64_t width_of(StableIValue x) {
+/// Whether an argument, a tensor, has three dimensions, the last of `width`, and can be described to TMA: its rows do
+/// not overlap, as those of a broadcast do.
+bool is_of_heads(StableIValue x, int64_t width) {
     const auto tensor = torch::stable::detail::to<AtenTensorHandle>(x);
-    int64_t dim, width;
-    if (aoti_torch_get_dim(tensor, &dim) != 0 || dim == 0) return -1;
-    return aoti_torch_get_size(tensor, dim - 1, &width) == 0 ? width : -1;
+    int64_t dim, size[3], stride[3];
+    if (aoti_torch_get_dim(tensor, &dim) != 0 || dim != 3) return false;
+    for (int64_t i = 0; i < 3; ++i) {
+        if (aoti_torch_get_size(tensor, i, &size[i]) != 0 || aoti_torch_get_stride(tensor, i, &stride[i]) != 0)
+            return false;
+        if (i < 2 && size[i] > 1 && stride[i] < width) return false;
+    }
+    return size[2] == width;
 }
 
 }  // namespace
@@ -19,7 +25,7 @@ bool has_mla_prefill_kernel(const StableIValue* stack) {
     int32_t dtype;
     if (aoti_torch_get_dtype(torch::stable::detail::to<AtenTensorHandle>(stack[0]), &dtype) != 0) return false;
     return (dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float16()) &&
-           width_of(stack[0]) == kKeyDim && width_of(stack[2]) == kValueDim;
+           is_of_heads(stack[0], kKeyDim) && is_of_heads(stack[1], kKeyDim) && is_of_heads(stack[2], kValueDim);
 }
 
 std::tuple<Tensor, Tensor> mla_prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
