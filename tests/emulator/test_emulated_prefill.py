@@ -155,3 +155,10 @@ def test_no_rows(kernels):
 
 def test_a_tiny_scale_leaves_the_mask_be(kernels):
     assert_attends(kernels, prefill_case("cpu", (70,), (70,), h=1), 1e-60)
+
+
+def test_rows_that_are_not_aligned_are_refused(kernels):
+    _, k, v, *cu = prefill_case("cpu", (5,), (5,))
+    wide = torch.randn(5, 2, 200).bfloat16()
+    with pytest.raises(AssertionError, match="multiples of 16 bytes"):
+        prefill(kernels, (wide[..., 1:193], k, v, *cu))
