@@ -14,7 +14,7 @@
 // Roles     warpgroups 0, 1: 64 queries each. The scores of the next keys are on the tensor core before the product
 //           with the values of these, which covers the softmax of the next. The two take turns at giving it work.
 //           warp 8: finds tiles and loads by TMA.   warps 9, 10: clear values that are not finite, see below.
-// Barriers  queue: tiles from warp 8 to all others.   q_full, q_empty; k, v: rings' full (the bytes) and empty (one
+// Barriers  queue: tiles from warp 8 to the others.   q_full, q_empty; k, v: rings' full (the bytes) and empty (one
 //           arrival of each math warp).   v_loaded: the bytes of values that are to be cleared; the two clearing warps
 //           then make the two arrivals of v's full, which otherwise the producer makes.   turn: the math warpgroups'.
 // Shared    MlaPrefillShared below: 48 KiB q, 2 x 48 KiB k, 2 x 32 KiB v, 16 KiB outputs.

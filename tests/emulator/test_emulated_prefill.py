@@ -79,6 +79,14 @@ def test_more_sequences_than_a_warp_has_lanes(kernels):
     assert_attends(kernels, prefill_case("cpu", lengths, [i + 1 for i in lengths], h=2))
 
 
+def test_a_sequence_gets_the_same_bits_alone(kernels):
+    q, k, v, cu_q, cu_k = prefill_case("cpu", (40, 150, 7), (45, 170, 7), h=2)
+    out, lse = prefill(kernels, (q, k, v, cu_q, cu_k))
+    rows, keys = slice(cu_q[1], cu_q[2]), slice(cu_k[1], cu_k[2])
+    alone = prefill(kernels, (q[rows], k[keys], v[keys], [0, 150], [0, 170]))
+    assert_same_bits(alone, (out[rows], lse[rows]))
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_neighbours_leave_no_trace(poison, kernels):
     lengths_q, lengths_k = (40, 150, 40), (40, 170, 40)
