@@ -420,24 +420,43 @@ class PrefillMath {
         finish_scores(scores, tile, 0);
         take_probabilities(scores, correction, rows, tile, 0);
         pack(p, scores);
-        for (int i = 1; i < tile.num_key_tiles; ++i) {
-            take_turn();
-            start_scores(scores);
-            start_values(sums, p, i > 1);
-            pass_turn();
-            ptx::wgmma_wait<1>();
-            finish_scores(scores, tile, i);
-            take_probabilities(scores, correction, rows, tile, i);
-            // They are there long since. But ptxas moves the wait for WGMMA up to the last branch, before a softmax
-            // that is to run meanwhile.
-            shared_.values.wait(v_);
-            ptx::wgmma_wait<0>();
-            ptx::keep_in_order(sums);
-            ptx::keep_in_order(p);
-            finish_values(sums, tile, i - 1);
-            scale_rows(sums, correction[0], correction[1]);
-            pack(p, scores);
+        const int num_whole = num_whole_tiles(tile);
+        for (int i = 1; i < num_whole; ++i) step(tile, i, rows, scores, sums, p);
+        if (num_whole < tile.num_key_tiles) {
+            float half[32];
+            step(tile, num_whole, rows, half, sums, p);
         }
+    }
+
+    /// How many of the tiles of keys are taken whole: of the last no row of the warpgroup may see more than half. (The
+    /// first always is: its scores were started before.)
+    DSO_DEVICE int num_whole_tiles(const PrefillTile& tile) const {
+        const int last = tile.num_key_tiles - 1, last_row = min(group() * 64 + 63, tile.num_rows - 1);
+        const int seen = arguments_.is_causal ? tile.visible + last_row : tile.visible;
+        return last > 0 && seen - last * kPrefillTile <= kPrefillTile / 2 ? last : last + 1;
+    }
+
+    /// The scores of tile `i` of keys, or of its first half, to probabilities; and the product with the values before.
+    template <int kCount>
+    DSO_DEVICE void step(const PrefillTile& tile, int i, SoftmaxRows& rows, float (&scores)[kCount], float (&sums)[64],
+                         uint32_t (&p)[8][4]) {
+        float correction[2];
+        take_turn();
+        start_scores(scores);
+        start_values(sums, p, i > 1);
+        pass_turn();
+        ptx::wgmma_wait<1>();
+        finish_scores(scores, tile, i);
+        take_probabilities(scores, correction, rows, tile, i);
+        // They are there long since. But ptxas moves the wait for WGMMA up to the last branch, before a softmax that is
+        // to run meanwhile.
+        shared_.values.wait(v_);
+        ptx::wgmma_wait<0>();
+        ptx::keep_in_order(sums);
+        ptx::keep_in_order(p);
+        finish_values(sums, tile, i - 1);
+        scale_rows(sums, correction[0], correction[1]);
+        pack(p, scores);
     }
 
     /// One warpgroup's softmax runs under the other's products, not beside its softmax. Group 0 begins.
@@ -449,7 +468,8 @@ class PrefillMath {
         if (lane_ == 0) ptx::mbarrier_arrive(&shared_.turn[group() ^ 1]);
     }
 
-    DSO_DEVICE void start_scores(float (&scores)[64]) {
+    template <int kCount>
+    DSO_DEVICE void start_scores(float (&scores)[kCount]) {
         // Twelve descriptors of q, the same for every tile of keys: not to be kept in registers.
         const uint64_t q = wgmma_descriptor(shared_.q[0] + group() * 64 * kSwizzleBytes + ptx::compute_here(0));
         const uint64_t k = wgmma_descriptor(shared_.k[k_.stage][0]);
@@ -461,8 +481,8 @@ class PrefillMath {
 #pragma unroll
             for (int byte = 0; byte < kSwizzleBytes; byte += 32) {
                 const int offset = box * kPrefillBoxBytes + byte;
-                ptx::WgmmaHalf<type, 128>::mma(scores, advance_descriptor(q, offset), advance_descriptor(k, offset),
-                                               offset != 0);
+                ptx::WgmmaHalf<type, 2 * kCount>::mma(scores, advance_descriptor(q, offset),
+                                                      advance_descriptor(k, offset), offset != 0);
             }
         }
         ptx::wgmma_commit();
@@ -470,7 +490,8 @@ class PrefillMath {
     }
 
     /// After the wait for them: lets the producer have the keys' place, and after the tile's last that of the queries.
-    DSO_DEVICE void finish_scores(float (&scores)[64], const PrefillTile& tile, int i) {
+    template <int kCount>
+    DSO_DEVICE void finish_scores(float (&scores)[kCount], const PrefillTile& tile, int i) {
         ptx::keep_in_order(scores);
         __syncwarp();
         if (lane_ == 0) {
@@ -484,11 +505,12 @@ class PrefillMath {
     DSO_DEVICE int column_of(int element) const { return element / 4 * 8 + lane_ % 4 * 2 + element % 2; }
 
     /// Scores to probabilities, relative to the largest score so far.
-    DSO_DEVICE void take_probabilities(float (&scores)[64], float (&correction)[2], SoftmaxRows& rows,
+    template <int kCount>
+    DSO_DEVICE void take_probabilities(float (&scores)[kCount], float (&correction)[2], SoftmaxRows& rows,
                                        const PrefillTile& tile, int i) {
         if (i >= tile.first_cut) {
 #pragma unroll
-            for (int j = 0; j < 64; ++j) {
+            for (int j = 0; j < kCount; ++j) {
                 if (column_of(j) >= visible(tile, j / 2 % 2) - i * kPrefillTile) scores[j] = kMinusInfinity;
             }
         }
@@ -497,10 +519,12 @@ class PrefillMath {
     }
 
     /// Nobody may touch these registers while a WGMMA that reads them is in flight, so they are not packed earlier.
-    DSO_DEVICE static void pack(uint32_t (&p)[8][4], float (&scores)[64]) {
+    template <int kCount>
+    DSO_DEVICE static void pack(uint32_t (&p)[8][4], float (&scores)[kCount]) {
         ptx::keep_in_order(scores);
 #pragma unroll
-        for (int i = 0; i < 32; ++i) p[i / 4][i % 4] = pack_pair<type>(scores[2 * i], scores[2 * i + 1]);
+        for (int i = 0; i < 32; ++i)
+            p[i / 4][i % 4] = 2 * i < kCount ? pack_pair<type>(scores[2 * i], scores[2 * i + 1]) : 0;
         ptx::keep_in_order(p);
     }
 
