@@ -47,8 +47,6 @@ inline constexpr int kPrefillTile = 128;  // queries, and keys
 inline constexpr int kPrefillKeyDim = 192, kPrefillValueDim = 128;
 inline constexpr int kPrefillKeyBoxes = kPrefillKeyDim / 64, kPrefillValueBoxes = kPrefillValueDim / 64;
 inline constexpr int kPrefillBoxBytes = kPrefillTile * kSwizzleBytes;  // of 64 channels
-inline constexpr int kPrefillKeyBytes = kPrefillKeyBoxes * kPrefillBoxBytes;
-inline constexpr int kPrefillValueBytes = kPrefillValueBoxes * kPrefillBoxBytes;
 inline constexpr int kPrefillMathWarps = 8, kPrefillCleaningWarps = kPrefillValueBoxes;
 inline constexpr int kPrefillProducerWarp = kPrefillMathWarps;
 inline constexpr int kPrefillThreads = 384;
