@@ -1,8 +1,8 @@
 """Multi-head latent attention: decoding over the paged latent cache, prefill over expanded keys, and merging the two.
 
-Decoding has a CUDA kernel for 16-bit caches of 576 channels; prefill has none yet.
-Kernels: csrc/kernels/sm90_mla_decode.cuh, csrc/kernels/merge_attn_states.cuh.  Method: DeepSeek-V2 report
-(arXiv:2405.04434), section 2.1.
+Decoding has a CUDA kernel for 16-bit caches of 576 channels, prefill for 16-bit keys of 192 channels and values of 128.
+Kernels: csrc/kernels/sm90_mla_decode.cuh, csrc/kernels/sm90_mla_prefill.cuh, csrc/kernels/merge_attn_states.cuh.
+Method: DeepSeek-V2 report (arXiv:2405.04434), section 2.1.
 
 Decoding is in the absorbed form: the up-projections of keys and values are folded into the query and the output, so
 that all heads share one key per token, the cached row, whose first `head_dim_v` elements are also the value. Prefill is

@@ -499,6 +499,32 @@ def test_prefill_is_attention_of_each_sequence(lengths, dtype, dims, causal, dev
         assert_attention_close(got, prefill_truth(q, k, v, cu_q, cu_k, scale, causal))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_prefill_over_tiles_that_are_whole_and_that_are_not(dtype, causal, device):
+    """Tiles are of 128 queries and keys, and 64 queries of a warpgroup."""
+    lengths = (129, 64, 0, 200, 128), (129, 300, 65, 90, 256)
+    q, k, v, cu_q, cu_k = prefill_case(device, *lengths, h=3, dtype=dtype)
+    for scale in (192**-0.5, 4 * 192**-0.5):
+        got = mla_prefill(q, k, v, int32(cu_q, device), int32(cu_k, device), softmax_scale=scale, causal=causal)
+        assert_attention_close(got, prefill_truth(q, k, v, cu_q, cu_k, scale, causal))
+
+
+@pytest.mark.parametrize("key", [0, 63, 100, 128, 199])
+def test_a_value_that_is_not_finite_is_felt_in_its_channel_by_those_who_see_it(key, device):
+    q, k, v, cu_q, cu_k = prefill_case(device, (200,), (200,))
+    offsets = int32(cu_q, device), int32(cu_k, device)
+    want = mla_prefill(q, k, v, *offsets, softmax_scale=0.1)
+    for poison in (math.nan, math.inf):
+        v[key, 1, 77] = poison
+        out, lse = mla_prefill(q, k, v, *offsets, softmax_scale=0.1)
+        hit = torch.zeros_like(out, dtype=torch.bool)
+        hit[key:, 1, 77] = True
+        assert torch.equal(lse, want[1])
+        assert torch.equal(out.isnan(), hit)
+        assert torch.equal(out[~hit], want[0][~hit])
+
+
 @pytest.mark.parametrize("length", [n for n in LENGTHS if n])
 def test_each_query_of_prefill_finds_its_own_last_key(length, device):
     u = torch.randn(192, device=device)

@@ -1,4 +1,4 @@
-// Tiles from the one warp that schedules to the math warps that compute them.
+// Tiles from the one warp that schedules to the warps that compute them.
 #pragma once
 
 #include "ptx/mbarrier.cuh"
@@ -13,8 +13,9 @@ struct GemmTile {
 };
 
 /// A ring of two tiles; lives in shared memory. Each side counts what it has pushed or popped.
-struct TileQueue {
-    GemmTile tiles[2];
+template <typename Tile>
+struct WorkQueue {
+    Tile tiles[2];
     uint64_t full[2], empty[2];
 
     /// By one thread; the CTA must synchronise before the first use.
@@ -27,7 +28,7 @@ struct TileQueue {
     }
 
     /// By all lanes of one warp.
-    DSO_DEVICE void push(uint32_t& count, const GemmTile& tile) {
+    DSO_DEVICE void push(uint32_t& count, const Tile& tile) {
         const uint32_t i = count % 2;
         ptx::mbarrier_wait(&empty[i], (count / 2 + 1) % 2);
         if (threadIdx.x % 32 == 0) {
@@ -38,7 +39,7 @@ struct TileQueue {
     }
 
     /// The next tile; by all lanes of each consumer warp. It stays where it is until `pop`.
-    DSO_DEVICE const GemmTile& front(uint32_t count) {
+    DSO_DEVICE const Tile& front(uint32_t count) {
         ptx::mbarrier_wait(&full[count % 2], count / 2 % 2);
         return tiles[count % 2];
     }
@@ -49,5 +50,7 @@ struct TileQueue {
         ++count;
     }
 };
+
+using TileQueue = WorkQueue<GemmTile>;
 
 }  // namespace dso

@@ -288,6 +288,32 @@ DSO_API dso_status dso_plan_mla_decode(const dso_mla_decode* decode, dso_mla_dec
 DSO_API dso_status dso_mla_decode_by_plan(const dso_mla_decode* decode, const dso_mla_decode_plan* plan,
                                           dso_stream stream);
 
+// out, lse = attention of a batch of sequences, each head with keys of 192 channels and values of 128 of its own.
+// Sequence i has the rows cu_seqlens_q[i] up to cu_seqlens_q[i + 1] of q, and likewise of k and v. Offsets are clamped
+// to the rows there are, and each counts as the largest so far. A row that sees no key, or is of no sequence, gets
+// zeros and an lse of -inf.
+typedef struct dso_prefill {
+    const void* q;                           // [total_q, num_heads, 192] of dtype
+    const void* k;                           // [total_k, num_heads, 192] of dtype
+    const void* v;                           // [total_k, num_heads, 128] of dtype
+    const int32_t* cu_seqlens_q;             // [b + 1]
+    const int32_t* cu_seqlens_k;             // [b + 1]
+    void* out;                               // [total_q, num_heads, 128] of dtype, contiguous
+    float* lse;                              // [total_q, num_heads], contiguous; natural logarithm
+    void* workspace;                         // DSO_PREFILL_WORKSPACE_BYTES
+    int64_t b, total_q, total_k, num_heads;  // num_heads at least 1
+    int64_t q_stride_t, q_stride_h;          // multiples of 8, as are the others: rows are aligned to 16 bytes
+    int64_t k_stride_t, k_stride_h;
+    int64_t v_stride_t, v_stride_h;
+    dso_dtype dtype;       // DSO_BF16 or DSO_F16
+    double softmax_scale;  // positive
+    int causal;            // 1: query i of s_q sees the first s_k - s_q + i + 1 keys; 0: all s_k
+} dso_prefill;
+
+enum { DSO_PREFILL_WORKSPACE_BYTES = 4 };
+
+DSO_API dso_status dso_mla_prefill(const dso_prefill* prefill, dso_stream stream);
+
 // The GEMM and the per-token quantization on host memory, in plain loops: for NumPy arrays, and as an oracle beside
 // torch.
 DSO_API dso_status dso_fp8_gemm_nt_host(const dso_fp8_gemm* gemm);

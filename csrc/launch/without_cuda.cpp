@@ -43,6 +43,8 @@ dso_status dso_plan_mla_decode(const dso_mla_decode*, dso_mla_decode_plan*) { re
 
 dso_status dso_mla_decode_by_plan(const dso_mla_decode*, const dso_mla_decode_plan*, dso_stream) { return no_kernel(); }
 
+dso_status dso_mla_prefill(const dso_prefill*, dso_stream) { return no_kernel(); }
+
 }  // extern "C"
 
 #endif

@@ -81,4 +81,10 @@ void mla_decode_out(const Tensor& q, const Tensor& kv_cache, const Tensor& block
 bool has_mla_decode_kernel(const StableIValue* stack);
 bool has_mla_decode_out_kernel(const StableIValue* stack);
 
+std::tuple<Tensor, Tensor> mla_prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens_q,
+                                       const Tensor& cu_seqlens_k, double softmax_scale, bool causal);
+
+/// Whether the kernel is for these arguments: 16-bit tensors, 192 and 128 channels, rows that do not overlap.
+bool has_mla_prefill_kernel(const StableIValue* stack);
+
 }  // namespace dso

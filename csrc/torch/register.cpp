@@ -45,6 +45,7 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_ops, CUDA, library) {
     DSO_REGISTER(library, moe_unpermute);
     DSO_REGISTER_WHERE(library, mla_decode, has_mla_decode_kernel);
     DSO_REGISTER_WHERE(library, mla_decode_out, has_mla_decode_out_kernel);
+    DSO_REGISTER_WHERE(library, mla_prefill, has_mla_prefill_kernel);
 }
 
 #endif

@@ -152,6 +152,17 @@ class MlaDecodePlan(ctypes.Structure):
     _fields_ = [*fields(ctypes.c_int, "cluster_size num_parts"), *fields(ctypes.c_int64, "workspace_bytes")]
 
 
+class Prefill(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "q k v cu_seqlens_q cu_seqlens_k out lse workspace"),
+        *fields(ctypes.c_int64, "b total_q total_k num_heads"),
+        *fields(ctypes.c_int64, "q_stride_t q_stride_h k_stride_t k_stride_h v_stride_t v_stride_h"),
+        *fields(ctypes.c_int, "dtype"),
+        *fields(ctypes.c_double, "softmax_scale"),
+        *fields(ctypes.c_int, "causal"),
+    ]
+
+
 def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -338,6 +349,22 @@ class Kernels:
         workspace = torch.full((chosen.workspace_bytes,), 0xFF, dtype=torch.uint8)
         call.workspace = workspace.data_ptr()
         self._call("dso_mla_decode_by_plan", call, chosen)
+
+    def mla_prefill(
+        self,
+        operands: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        out: Tensor,
+        lse: Tensor,
+        softmax_scale: float,
+        *,
+        causal: bool = True,
+    ) -> None:
+        q, k, v, cu_seqlens_q, _ = operands
+        workspace = torch.full((4,), 0xFF, dtype=torch.uint8)
+        pointers = [pointer(x) for x in (*operands, out, lse, workspace)]
+        extents = (cu_seqlens_q.shape[0] - 1, q.shape[0], k.shape[0], q.shape[1])
+        rows = [stride for x in (q, k, v) for stride in x.stride()[:2]]
+        self._call("dso_mla_prefill", Prefill(*pointers, *extents, *rows, DTYPES[q.dtype], softmax_scale, causal))
 
 
 def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:
