@@ -231,6 +231,19 @@ typedef struct dso_gate {
 
 DSO_API dso_status dso_moe_gate(const dso_gate* gate, dso_stream stream);
 
+// The rows of the experts' input: all pairs of a token and an expert, ordered by expert.
+typedef struct dso_expert_rows {
+    const int32_t* topk_idx;  // [t, num_topk], contiguous; values that are no expert get no row
+    int32_t* token_idx;       // [num_rows]: the token of a row, -1 in padding
+    int32_t* row_idx;         // [t, num_topk], contiguous: the row of a pair, -1 where it has none
+    int32_t* offsets;         // [num_experts + 1]: the first row of each expert, multiples of alignment
+    int32_t* m_indices;       // [num_rows]: the expert of a row, -1 in padding
+    int64_t t, num_topk, num_experts, alignment;
+    int64_t num_rows;  // with j = min(num_experts, n) of n pairs: alignment * (j + (n - j) / alignment)
+} dso_expert_rows;
+
+DSO_API dso_status dso_moe_mapping(const dso_expert_rows* rows, dso_stream stream);
+
 // out[r, :] = x[token_idx[r], :], and zeros where that is no token.
 typedef struct dso_row_gather {
     const void* x;             // [t, d], any strides

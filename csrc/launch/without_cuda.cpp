@@ -35,6 +35,8 @@ dso_status dso_merge_attn_states(const dso_attn_states*, dso_stream) { return no
 
 dso_status dso_moe_gate(const dso_gate*, dso_stream) { return no_kernel(); }
 
+dso_status dso_moe_mapping(const dso_expert_rows*, dso_stream) { return no_kernel(); }
+
 dso_status dso_moe_permute(const dso_row_gather*, dso_stream) { return no_kernel(); }
 
 dso_status dso_moe_unpermute(const dso_row_sum*, dso_stream) { return no_kernel(); }

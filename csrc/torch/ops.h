@@ -66,6 +66,11 @@ std::tuple<Tensor, Tensor> moe_gate(const Tensor& logits, std::optional<Tensor> 
                                     int64_t num_groups, int64_t num_topk_groups, std::string scoring_func,
                                     bool norm_topk_prob, double routed_scaling_factor);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> moe_mapping(const Tensor& topk_idx, int64_t num_experts, int64_t alignment);
+
+/// Whether the kernel is for so many experts.
+bool has_moe_mapping_kernel(const StableIValue* stack);
+
 Tensor moe_permute(const Tensor& x, const Tensor& token_idx);
 
 Tensor moe_unpermute(const Tensor& y, const Tensor& row_idx, const Tensor& topk_weights);

@@ -122,6 +122,13 @@ class Gate(ctypes.Structure):
     ]
 
 
+class ExpertRows(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "topk_idx token_idx row_idx offsets m_indices"),
+        *fields(ctypes.c_int64, "t num_topk num_experts alignment num_rows"),
+    ]
+
+
 class RowGather(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_void_p, "x token_idx out"),
@@ -303,6 +310,20 @@ class Kernels:
         options = (scoring_func == "softmax", norm_topk_prob, routed_scaling_factor)
         pointers = map(pointer, (logits, bias, topk_weights, topk_idx))
         self._call("dso_moe_gate", Gate(*pointers, *extents, *options))
+
+    def moe_mapping(
+        self,
+        topk_idx: Tensor,
+        token_idx: Tensor,
+        row_idx: Tensor,
+        offsets: Tensor,
+        m_indices: Tensor,
+        *,
+        alignment: int,
+    ) -> None:
+        extents = (*topk_idx.shape, offsets.shape[0] - 1, alignment, token_idx.shape[0])
+        pointers = map(pointer, (topk_idx, token_idx, row_idx, offsets, m_indices))
+        self._call("dso_moe_mapping", ExpertRows(*pointers, *extents))
 
     def moe_permute(self, x: Tensor, token_idx: Tensor, out: Tensor) -> None:
         extents = (*x.shape, token_idx.shape[0], *x.stride(), x.element_size())

@@ -526,6 +526,42 @@ def test_the_gate_chooses_as_the_reference_does(gate, scoring_func, with_bias, k
         )
 
 
+def assert_mapped(kernels: Kernels, topk_idx: Tensor, num_experts: int, alignment: int) -> None:
+    wants = deepseek_ops.moe_mapping(topk_idx, num_experts, alignment=alignment)
+    gots = [Guarded(tuple(want.shape), torch.int32, "cpu") for want in wants]
+    kernels.moe_mapping(topk_idx, *(got.tensor for got in gots), alignment=alignment)
+    for got, want in zip(gots, wants, strict=True):
+        assert torch.equal(got.tensor, want)
+        got.assert_intact()
+
+
+MAPPINGS = [(1, 8, 256), (0, 8, 16), (3, 0, 5), (7, 6, 64), (150, 8, 300), (40, 3, 1), (700, 8, 31), (17, 2, 4096)]
+"""Tokens, experts of a token, experts; a cluster shares more than 4096 pairs."""
+
+
+@pytest.mark.parametrize("alignment", [1, 8, 128])
+@pytest.mark.parametrize("mapping", MAPPINGS, ids=str)
+def test_pairs_are_ordered_by_expert_bit_for_bit_as_the_reference_does(mapping, alignment, kernels):
+    t, num_topk, num_experts = mapping
+    topk_idx = torch.randint(0, num_experts, (t, num_topk), dtype=torch.int32)
+    assert_mapped(kernels, topk_idx, num_experts, alignment)
+    wild = torch.randint(-1, num_experts + 2, (t, num_topk), dtype=torch.int32)
+    wild[::3] = int32((INT_MIN, INT_MAX))[torch.randint(0, 2, wild[::3].shape)]
+    assert_mapped(kernels, wild, num_experts, alignment)
+
+
+@pytest.mark.parametrize("t", [513, 1030, 4100])
+def test_a_cluster_orders_pairs_in_every_order_of_events(t, kernels):
+    """Two, four and eight CTAs; few experts, so that all runs meet at each of them, or nearly none."""
+    for seed, num_experts in enumerate((2, 9, 300)):
+        kernels.use(seed=seed)
+        topk_idx = torch.randint(0, num_experts, (t, 8), dtype=torch.int32)
+        assert_mapped(kernels, topk_idx, num_experts, 1)
+    kernels.use()
+    assert_mapped(kernels, torch.full((t, 8), 5, dtype=torch.int32), 6, 64)
+    assert_mapped(kernels, torch.full((t, 8), -1, dtype=torch.int32), 6, 64)
+
+
 ELEMENTS = [torch.uint8, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
 
 
