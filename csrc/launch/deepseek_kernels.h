@@ -201,6 +201,22 @@ typedef struct dso_latent_write {
 
 DSO_API dso_status dso_mla_cache_write(const dso_latent_write* write, dso_stream stream);
 
+// The cached tokens of a batch, one request after the other. Rows without a cached token become zeros.
+typedef struct dso_latent_gather {
+    const void* kv_cache;        // [num_pages, page_size, d] of dtype, or 656 bytes with fp8
+    const int32_t* block_table;  // [b, max_pages], rows contiguous
+    const int32_t* cu_seqlens;   // [b + 1]: token j of request i becomes row cu_seqlens[i] + j
+    void* out;                   // [total, d] of out_dtype, contiguous
+    int64_t b, total, d;         // d is 576 with fp8
+    int64_t num_pages, page_size, max_pages;
+    int64_t page_stride, row_stride;  // of the cache, in its elements, which are bytes with fp8
+    int64_t table_stride;
+    dso_dtype dtype, out_dtype;
+    int fp8;  // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16, aligned to 16 bytes
+} dso_latent_gather;
+
+DSO_API dso_status dso_mla_cache_gather(const dso_latent_gather* gather, dso_stream stream);
+
 // Attention over the union of two sets of keys, from the attention over each; lse -inf says that a set is empty.
 typedef struct dso_attn_states {
     const void *out_a, *out_b;   // [groups, m, d] of dtype, rows contiguous

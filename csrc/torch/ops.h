@@ -59,6 +59,9 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
                      const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
                      bool interleaved);
 
+Tensor mla_cache_gather(const Tensor& kv_cache, const Tensor& block_table, const Tensor& cu_seqlens, int64_t total,
+                        ScalarType out_dtype);
+
 std::tuple<Tensor, Tensor> merge_attn_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
                                              const Tensor& lse_b);
 
