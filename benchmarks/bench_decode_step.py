@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,44 @@ CACHE_BYTES = 8 << 30
 """Left free beside the weights, for the cache and for what a step allocates."""
 
 
+def test_transformers(benchmark, results: Results):
+    """V2-Lite as transformers runs it, in bfloat16 on random weights. First, for it needs memory of its own."""
+    transformers = pytest.importorskip("transformers")
+    if time.monotonic() > results.deadline:
+        pytest.skip(OUT_OF_TIME)
+    name, (config, _, context) = next(iter((MODELS if GPU else STAND_INS).items()))
+    theirs = transformers.AutoConfig.for_model(**config.to_dict())
+    with torch.device(DEVICE):
+        model = transformers.AutoModelForCausalLM.from_config(theirs, dtype=torch.bfloat16).eval()
+    label = f"{name.partition(',')[0]}, bf16, transformers {transformers.__version__}"
+
+    def measure() -> None:
+        for batch in BATCHES:
+            seconds = transformers_seconds_a_step(model, batch, context, num_steps=16 if GPU else 1)
+            if not benchmark.disabled:
+                results.add_generation(label, batch, batch / seconds)
+
+    benchmark.pedantic(measure, rounds=1)
+    model.to("meta")
+    if GPU:
+        torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def transformers_seconds_a_step(model: Any, batch: int, context: int, num_steps: int) -> float:
+    """Of greedy decoding over its own cache, after a prefill of random tokens."""
+    token_ids = torch.randint(0, model.config.vocab_size, (batch, context), device=DEVICE)
+    state: dict[str, Any] = {"past_key_values": None}
+
+    def advance(token_ids: torch.Tensor) -> torch.Tensor:
+        out = model(token_ids, past_key_values=state["past_key_values"], use_cache=True, logits_to_keep=1)
+        state["past_key_values"], state["token_ids"] = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
+        return state["token_ids"]
+
+    advance(token_ids)
+    return seconds_a_step(lambda: advance(state["token_ids"]), num_steps, reads_tokens=True)
+
+
 @pytest.fixture(scope="module", params=MODELS if GPU else STAND_INS)
 def model(request: pytest.FixtureRequest) -> Iterator[tuple[str, DeepseekModel, int]]:
     """A model's name, with the number of its layers where that is not all; the model; tokens of context."""
@@ -117,8 +156,8 @@ def test_decode_step(benchmark, results: Results, model: tuple[str, DeepseekMode
     step = step_after(made, batch, context, LONGEST_STEPS)
     graph = DecodeGraph(step) if made.can_be_captured(step.batch) else step
     graph.next()
-    token_ids = benchmark.pedantic(graph.next, rounds=NUM_STEPS, warmup_rounds=1)
-    assert token_ids.shape == (batch,)
+    tokens = benchmark.pedantic(lambda: graph.next().tolist(), rounds=NUM_STEPS, warmup_rounds=1)
+    assert len(tokens) == batch
     assert step.logits is not None
     assert step.logits.isfinite().all()
 
