@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=math.inf, help="begin no case that would end after this time")
     parser.addoption("--cases", metavar="REGEX", default="", help="only cases in whose name this is found")
     parser.addoption("--quick", action="store_true", help="one case in four")
+    parser.addoption("--max-layers", type=int, metavar="N", help="of a model's layers; by default as many as fit")
     parser.addoption("--compile-peers", metavar="I/N", help="measure nothing: compile the peers of every Nth case")
 
 

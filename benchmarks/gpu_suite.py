@@ -52,8 +52,13 @@ class Outcome:
     """The end of what it printed, where it did not pass."""
 
 
-BENCHES = {path.stem.removeprefix("bench_"): path for path in sorted((ROOT / "benchmarks").glob("bench_*.py"))}
-"""Family of ops -> its benches."""
+BENCHES = {
+    path.stem.removeprefix("bench_"): path
+    for path in sorted(
+        (ROOT / "benchmarks").glob("bench_*.py"), key=lambda path: (path.stem == "bench_decode_step", path)
+    )
+}
+"""Family of ops -> its benches; whole models, which take the longest, come last."""
 SECONDS = 210
 LAST_CASE = 30
 """Seconds after the benches' time in which the case that runs may end."""
@@ -127,6 +132,7 @@ def collect(outcomes: dict[str, Outcome], conditions: dict[str, Any], work: Path
         "missing": [],
         "host": [],
         "generation": [],
+        "steps": [],
         "conditions": conditions,
         **read_json(work / "benches.json"),
         "stages": {name: vars(outcome) for name, outcome in outcomes.items()},
@@ -158,6 +164,7 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "missing": without(union(old.get("missing", []), new["missing"], case), cases, case),
         "host": union(old["host"], new["host"], call),
         "generation": union(old["generation"], new["generation"], batch),
+        "steps": union(old.get("steps", []), new.get("steps", []), batch),
         "stages": {**old.get("stages", {}), **new["stages"]},
         "tests": new["tests"] or old["tests"],
         "sanitizer": new["sanitizer"] or old["sanitizer"],

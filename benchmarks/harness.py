@@ -226,7 +226,14 @@ class Results:
         self.deadline = time.monotonic() + seconds
         self.longest = 0.0
         self._ceilings: Ceilings | None = None
-        self.content: dict[str, Any] = {"schema": SCHEMA, "cases": [], "missing": [], "host": [], "generation": []}
+        self.content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "cases": [],
+            "missing": [],
+            "host": [],
+            "generation": [],
+            "steps": [],
+        }
 
     @property
     def ceilings(self) -> Ceilings:
@@ -270,6 +277,10 @@ class Results:
     def add_generation(self, model: str, batch: int, tokens_per_second: float) -> None:
         row = {"model": model, "batch": batch, "tokens_per_second": tokens_per_second}
         self.content["generation"].append(row)
+        self._write()
+
+    def add_step(self, row: dict[str, Any]) -> None:
+        self.content["steps"].append(row)
         self._write()
 
     def _write(self) -> None:

@@ -5,7 +5,7 @@
     python benchmarks/report.py --plots    draw the plots, too (needs matplotlib)
 
 A table stands between `<!-- figures:begin NAME -->` and `<!-- figures:end NAME -->`. NAME is `conditions`, `summary`,
-`checks`, `host`, `generation`, one of COMPARED or VARIANTS, or the name of an op.
+`checks`, `host`, `generation`, `steps`, one of COMPARED or VARIANTS, or the name of an op.
 
 The results file (benchmarks/results/h200.json), schema 1; times are medians over `n` samples:
 
@@ -32,6 +32,11 @@ The results file (benchmarks/results/h200.json), schema 1; times are medians ove
     missing     a list of op, case, why ("out of time", or how it failed): cases without figures
     host        a list of call, us: the host's cost of a call
     generation  a list of model, batch, tokens_per_second
+    steps       decode steps of whole models (benchmarks/bench_decode_step.py), a list of
+        model, batch, context   what ran, after how many tokens
+        graph                   whether it was a CUDA graph
+        step_us, floor_us       its time, and the sum of its ops' floors
+        ops                     a list of op, calls, us, floor_us: of a step, the kernels launched one by one
     stages      stage of `make gpu` -> status ("passed", "failed", "timed out", "unavailable"), seconds, detail
     tests       passed, failed, errors, skipped
     sanitizer   tool -> status, cases, findings (null where it did not run), control ("found", "missed", "not run"):
@@ -164,6 +169,45 @@ def generation(results: Results) -> str:
     return markdown(["model", "batch", "tokens/s"], rows) if rows else NOT_MEASURED
 
 
+def steps(results: Results) -> str:
+    """Decode steps, and below the ops of each."""
+    found = results.get("steps", [])
+    if not found:
+        return NOT_MEASURED
+    rows = [
+        [x["model"], x["batch"], x["context"], number(x["step_us"]), number(x["floor_us"]), share(x["step_us"], x)]
+        for x in found
+    ]
+    table = markdown(["model", "batch", "context", "us", "floor, us", "of floor"], rows)
+    return "\n\n".join([table, *map(step_ops, found)])
+
+
+def step_ops(step: dict[str, Any]) -> str:
+    """A decode step by op: those that take a hundredth of it or more, the others as one."""
+    total = sum(x["us"] for x in step["ops"])
+    large = [x for x in step["ops"] if x["us"] >= total / 100]
+    small = [x for x in step["ops"] if x["us"] < total / 100]
+    rest = {"op": "", **{key: sum(x[key] for x in small) for key in ("calls", "us", "floor_us")}}
+    rows = [
+        [
+            f"`{x['op']}`" if x["op"] else f"{len(small)} others",
+            x["calls"],
+            number(x["us"]),
+            f"{x['us'] / total:.0%}" if total else "",
+            number(x["floor_us"]),
+            share(x["us"], x),
+        ]
+        for x in [*large, *([rest] if small else [])]
+    ]
+    times = f"kernels {number(total)} us, the step {number(step['step_us'])} us"
+    title = f"{step['model']}, batch {step['batch']}: {times}."
+    return f"{title}\n\n{markdown(['op', 'calls', 'us', 'of all', 'floor, us', 'of floor'], rows)}"
+
+
+def share(microseconds: float, floor: dict[str, Any]) -> str:
+    return f"{floor['floor_us'] / microseconds:.0%}" if microseconds else ""
+
+
 def price(results: Results, variant: str) -> str:
     """What the variant's time is over the ordinary call's; nothing where it was not measured."""
     op, how = VARIANTS[variant]
@@ -201,6 +245,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "checks": checks,
     "host": host,
     "generation": generation,
+    "steps": steps,
     **{name: lambda _, name=name: compared(name) for name in COMPARED},
     **{name: lambda results, name=name: price(results, name) for name in VARIANTS},
 }

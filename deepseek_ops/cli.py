@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--cache", choices=["bf16", "fp8"], default="bf16", help="rows of the latent cache")
     generate.add_argument("--attn", choices=["auto", "absorbed", "expanded"], default="auto", help="form of attention")
     generate.add_argument("--gemm", choices=["auto", "bf16", "fp8"], default="auto", help="of the projections")
+    generate.add_argument("--no-graph", action="store_true", help="launch decode steps without a CUDA graph")
     generate.add_argument("-q", "--quiet", action="store_true", help="print nothing but the text")
 
     info = commands.add_parser("info", help="what this installation runs where, and what a checkpoint needs")
@@ -224,6 +225,7 @@ def _generate(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         seed=args.seed,
         stop_token_ids=() if args.ignore_eos else sorted(stop),
+        use_graph=not args.no_graph,
     )
     interrupted = False
     try:

@@ -1,6 +1,6 @@
 """The paged latent cache of MLA: writing tokens into it, and reading them back in order.
 
-Kernel: csrc/kernels/mla_cache_write.cuh; reading has none yet.  Method: DeepSeek-V2 report (arXiv:2405.04434),
+Kernels: csrc/kernels/mla_cache_write.cuh and mla_cache_gather.cuh.  Method: DeepSeek-V2 report (arXiv:2405.04434),
 section 2.1.
 
 A token's row is its compressed latent `kv_c` followed by its rotated key `k_pe`, shared by all heads. A cache is

@@ -5,7 +5,7 @@
     y = experts(moe_permute(x, token_idx))              # any grouped GEMM, by `offsets` or by `m_indices`
     out = moe_unpermute(y, row_idx, topk_weights)
 
-Kernels: csrc/kernels/moe_gate.cuh, moe_permute.cuh and moe_unpermute.cuh; `moe_mapping` has none yet.
+Kernels: csrc/kernels/moe_gate.cuh, moe_mapping.cuh, moe_permute.cuh and moe_unpermute.cuh.
 
 No step reads a value on the host: the shapes depend on shapes alone, so that a step can be captured into a CUDA graph.
 Sources: DeepSeek-V2 (arXiv:2405.04434), section 2.2; DeepSeek-V3 (arXiv:2412.19437), section 2.1.2.

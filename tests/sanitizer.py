@@ -86,10 +86,15 @@ def edge_cases() -> list[tuple[str, Callable[[str], tuple[Any, ...]]]]:
         operands = [x for r in rows for x in deepseek_ops.per_token_cast_to_fp8(r, mn_major=True)]
         return *operands, torch.tensor([0, 128, 128, 1024], dtype=torch.int32, device=device), torch.bfloat16
 
+    def pairs_of_a_cluster(device: str) -> tuple[Any, ...]:
+        """So many that eight CTAs share them, and some that are other ranks' experts'."""
+        return torch.randint(-1, 257, (4100, 8), dtype=torch.int32, device=device), 256, 8
+
     gemms = [(1, 2112, 512), (63, 136, 128), (65, 576, 384), (129, 264, 1040), (0, 128, 128)]
     tokens = [(1, 128), (5, 200), (65, 1152)]
     return [
         ("k_grouped_fp8_gemm_nt", k_groups),
+        ("moe_mapping", pairs_of_a_cluster),
         *(
             ("fp8_gemm_nt", lambda device, s=shape: (*quantized_operands(*s, device), torch.bfloat16))
             for shape in gemms

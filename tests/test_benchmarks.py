@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import deepseek_ops
-from benchmarks import conftest, gpu_suite, harness, peers, report, shapes
+from benchmarks import conftest, decode, gpu_suite, harness, peers, report, shapes
 from benchmarks.gpu_suite import Outcome, Stage
 from benchmarks.harness import OURS, Case, Results
 from deepseek_ops import bench, gpu_state
 from deepseek_ops.bench import Ceilings, HostClock, Ratio, measure
+from deepseek_ops.model.tiny import tiny_config
 from tests import sanitizer
+from tests.support import quantized_operands
 
 # ------------------------------------------------------------------------------------------------- the harness
 
@@ -614,6 +616,57 @@ def test_the_mla_peers_get_what_their_schemas_name_and_metadata_made_beforehand(
     assert (timed["tile_scheduler_metadata"].item(), timed["num_splits"].item()) == (7, 8)
 
 
+# ------------------------------------------------------------------------------------------------ decode steps
+
+
+def test_an_op_needs_the_experts_that_were_chosen_and_the_tokens_that_are_cached():
+    a, sfa, b, sfb = quantized_operands(4, 256, 128, "cpu")
+    weights, scales = torch.stack([b] * 5), torch.stack([sfb] * 5)
+    q, cache = torch.randn(2, 1, 3, 576).bfloat16(), torch.randn(9, 64, 576).bfloat16()
+    table, lengths = torch.zeros(2, 4, dtype=torch.int32), torch.tensor([7, 200], dtype=torch.int32)
+    offsets, token, table_of_tokens = torch.tensor([0, 0, 3, 3, 4, 4]).int(), torch.tensor([1]), torch.randn(1000, 64)
+    with decode.Ledger() as ledger:
+        deepseek_ops.m_grouped_fp8_gemm_nt_offsets(a, sfa, weights, scales, offsets)
+        deepseek_ops.mla_decode(q, cache, table, lengths, softmax_scale=0.1)
+        torch.nn.functional.embedding(token, table_of_tokens)
+    experts, attention, embedding = ledger.work.values()
+    assert list(ledger.work) == ["m_grouped_fp8_gemm_nt_offsets 5 x 256 x 128", "mla_decode", "embedding"]
+    chosen = 2 * (b.nbytes + sfb.nbytes)
+    assert experts.num_bytes == a.nbytes + sfa.nbytes + chosen + 4 * 6 + 2 * 4 * 256
+    assert experts.flops == 2 * 4 * 256 * 128
+    assert experts.multiplied == torch.float8_e4m3fn
+    out_and_lse = 2 * 3 * (512 * 2 + 4)
+    assert attention.num_bytes == 207 * 1152 + q.nbytes + table.nbytes + lengths.nbytes + out_and_lse
+    assert attention.flops == 2 * 207 * 3 * (576 + 512)
+    assert embedding.num_bytes == 8 + 4 * 64
+
+
+def test_views_and_empty_memory_are_no_ops():
+    with decode.Ledger() as ledger:
+        x = torch.empty(4, 6).view(2, 12).T[1:].unsqueeze(0)
+        x.copy_(torch.ones_like(x))
+    assert list(ledger.work) == ["ones_like", "copy_"]
+
+
+def test_the_ops_of_a_step_take_time_and_add_up_to_its_calls():
+    model = decode.random_model(tiny_config("v3"), gemm="fp8", device="cpu")
+    step = decode.step_after(model, batch=2, context=70, num_steps=4)
+    rows = decode.breakdown(step, Ceilings(10.0, 10.0, None), num_steps=2)
+    calls = {row["op"]: row["calls"] for row in rows}
+    assert (calls["mla_decode"], calls["moe_gate"], calls["argmax"]) == (4, 3, 1)
+    times = [row["us"] for row in rows]
+    assert times == sorted(times, reverse=True)
+    assert all(row["us"] > 0 and row["floor_us"] > 0 for row in rows)
+
+
+def test_random_weights_have_the_variance_that_keeps_signals_as_they_are():
+    model = decode.random_model(tiny_config("v3"), gemm="fp8", device="cpu")
+    projection = model.layers[1].self_attn.o_proj
+    x = torch.randn(200, projection.in_features)
+    assert projection(x.bfloat16()).float().std() == pytest.approx(1, abs=0.1)
+    assert model.logits(torch.randn(50, 256).bfloat16()).std() == pytest.approx(3, abs=0.3)
+
+
 # ------------------------------------------------------------------------------------------------------ report
 
 
@@ -626,6 +679,20 @@ def results_of(row=None):
         "cases": [row],
         "host": [{"call": "torch.add", "us": 2.5}],
         "generation": [{"model": "toy", "batch": 1, "tokens_per_second": 100.0}],
+        "steps": [
+            {
+                "model": "toy",
+                "batch": 1,
+                "context": 70,
+                "graph": True,
+                "step_us": 100.0,
+                "floor_us": 40.0,
+                "ops": [
+                    {"op": "mla_decode", "calls": 2, "us": 79.5, "floor_us": 39.75},
+                    {"op": "rope", "calls": 2, "us": 0.5, "floor_us": 0.25},
+                ],
+            }
+        ],
         "tests": {"passed": 3, "failed": 0, "errors": 0, "skipped": 1},
         "sanitizer": {"memcheck": {"status": "passed", "cases": 4, "findings": 0, "control": "found", "detail": ""}},
     }

@@ -295,6 +295,23 @@ def test_many_tokens_to_one_expert(device):
         assert offsets.tolist() == [0] * (expert + 1) + [65536] * (256 - expert)
 
 
+@pytest.mark.parametrize("num_experts", [2, 64, 256, 300])
+def test_many_tokens_to_all_experts(num_experts, device):
+    """Against a stable sort, and the same bits every time."""
+    t, num_topk = 20011, 8
+    topk_idx = torch.randint(0, num_experts, (t, num_topk), dtype=torch.int32)
+    by_expert, pair = topk_idx.flatten().sort(stable=True)
+    first = moe_mapping(topk_idx.to(device), num_experts)
+    token_idx, row_idx, offsets, m_indices = (x.cpu() for x in first)
+    assert torch.equal(token_idx.long(), pair // num_topk)
+    assert torch.equal(m_indices, by_expert)
+    assert torch.equal(row_idx.flatten()[pair].long(), torch.arange(t * num_topk))
+    assert torch.equal(offsets.diff(), torch.bincount(by_expert, minlength=num_experts))
+    for _ in range(3):
+        again = moe_mapping(topk_idx.to(device), num_experts)
+        assert all(torch.equal(x, y) for x, y in zip(again, first, strict=True))
+
+
 # --------------------------------------------------------------------------------------- permute and unpermute
 
 

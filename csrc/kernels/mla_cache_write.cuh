@@ -22,6 +22,7 @@
 
 #include <type_traits>
 
+#include "device/fp8_row.h"
 #include "device/patch.cuh"
 #include "device/rotary.cuh"
 #include "kernels/mla_cache_write_arguments.h"
@@ -29,9 +30,6 @@
 namespace dso {
 
 inline constexpr int kCacheWriteThreads = 256;
-
-/// Where the parts of an FP8 row begin, in bytes.
-inline constexpr int kFp8RowScales = 512, kFp8RowKey = kFp8RowScales + 4 * sizeof(float);
 
 inline constexpr int64_t kNoRow = -1;
 

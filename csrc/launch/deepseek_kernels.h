@@ -201,6 +201,22 @@ typedef struct dso_latent_write {
 
 DSO_API dso_status dso_mla_cache_write(const dso_latent_write* write, dso_stream stream);
 
+// The cached tokens of a batch, one request after the other. Rows without a cached token become zeros.
+typedef struct dso_latent_gather {
+    const void* kv_cache;        // [num_pages, page_size, d] of dtype, or 656 bytes with fp8
+    const int32_t* block_table;  // [b, max_pages], rows contiguous
+    const int32_t* cu_seqlens;   // [b + 1]: token j of request i becomes row cu_seqlens[i] + j
+    void* out;                   // [total, d] of out_dtype, contiguous
+    int64_t b, total, d;         // d is 576 with fp8
+    int64_t num_pages, page_size, max_pages;
+    int64_t page_stride, row_stride;  // of the cache, in its elements, which are bytes with fp8
+    int64_t table_stride;
+    dso_dtype dtype, out_dtype;
+    int fp8;  // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16, aligned to 16 bytes
+} dso_latent_gather;
+
+DSO_API dso_status dso_mla_cache_gather(const dso_latent_gather* gather, dso_stream stream);
+
 // Attention over the union of two sets of keys, from the attention over each; lse -inf says that a set is empty.
 typedef struct dso_attn_states {
     const void *out_a, *out_b;   // [groups, m, d] of dtype, rows contiguous
@@ -230,6 +246,19 @@ typedef struct dso_gate {
 } dso_gate;
 
 DSO_API dso_status dso_moe_gate(const dso_gate* gate, dso_stream stream);
+
+// The rows of the experts' input: all pairs of a token and an expert, ordered by expert.
+typedef struct dso_expert_rows {
+    const int32_t* topk_idx;  // [t, num_topk], contiguous; values that are no expert get no row
+    int32_t* token_idx;       // [num_rows]: the token of a row, -1 in padding
+    int32_t* row_idx;         // [t, num_topk], contiguous: the row of a pair, -1 where it has none
+    int32_t* offsets;         // [num_experts + 1]: the first row of each expert, multiples of alignment
+    int32_t* m_indices;       // [num_rows]: the expert of a row, -1 in padding
+    int64_t t, num_topk, num_experts, alignment;
+    int64_t num_rows;  // with j = min(num_experts, n) of n pairs: alignment * (j + (n - j) / alignment)
+} dso_expert_rows;
+
+DSO_API dso_status dso_moe_mapping(const dso_expert_rows* rows, dso_stream stream);
 
 // out[r, :] = x[token_idx[r], :], and zeros where that is no token.
 typedef struct dso_row_gather {

@@ -31,9 +31,13 @@ dso_status dso_rope(const dso_rotation*, dso_stream) { return no_kernel(); }
 
 dso_status dso_mla_cache_write(const dso_latent_write*, dso_stream) { return no_kernel(); }
 
+dso_status dso_mla_cache_gather(const dso_latent_gather*, dso_stream) { return no_kernel(); }
+
 dso_status dso_merge_attn_states(const dso_attn_states*, dso_stream) { return no_kernel(); }
 
 dso_status dso_moe_gate(const dso_gate*, dso_stream) { return no_kernel(); }
+
+dso_status dso_moe_mapping(const dso_expert_rows*, dso_stream) { return no_kernel(); }
 
 dso_status dso_moe_permute(const dso_row_gather*, dso_stream) { return no_kernel(); }
 

@@ -59,4 +59,11 @@ DSO_DEVICE uint16_t pack_e4m3x2(float low, float high) {
     return packed;
 }
 
+/// `cvt.rn.f16x2.e4m3x2`: what `pack_e4m3x2` packed, as float16, which holds every e4m3 value; `low` in the lower half.
+DSO_DEVICE uint32_t unpack_e4m3x2(uint16_t packed) {
+    uint32_t halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(packed));
+    return halves;
+}
+
 }  // namespace dso::ptx

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "device/fp8_row.h"
 #include "torch/ops.h"
 #include "torch/rows.h"
 
@@ -7,7 +8,6 @@ namespace dso {
 namespace {
 
 constexpr float kAmaxFloor = 1e-4f;  // AMAX_FLOOR of deepseek_ops/quantize.py
-constexpr int64_t kFp8RowBytes = 656;
 
 bool is_index_vector(const Tensor& x, const Tensor& like, int64_t length) {
     return (is_tensor_of(x, ScalarType::Int, like, {length}) || is_tensor_of(x, ScalarType::Long, like, {length})) &&
@@ -78,6 +78,41 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
                                  static_cast<float>(eps),
                                  kAmaxFloor};
     require_ok(dso_mla_cache_write(&write, current_stream(device)));
+}
+
+Tensor mla_cache_gather(const Tensor& kv_cache, const Tensor& block_table, const Tensor& cu_seqlens, int64_t total,
+                        ScalarType out_dtype) {
+    const char* op = "mla_cache_gather";
+    require(kv_cache.dim() == 3 && kv_cache.size(1) >= 1 && total >= 0, op);
+    const bool fp8 = kv_cache.scalar_type() == ScalarType::Byte;
+    require(!fp8 || kv_cache.size(2) == kFp8RowBytes, op);
+    require(kv_cache.numel() == 0 || has_contiguous_rows(kv_cache), op);
+    require(is_tensor_of(block_table, ScalarType::Int, kv_cache, {-1, -1}), op);
+    require(block_table.numel() == 0 || has_contiguous_rows(block_table), op);
+    const int64_t b = block_table.size(0), d = fp8 ? kFp8RowChannels : kv_cache.size(2);
+    require(is_tensor_of(cu_seqlens, ScalarType::Int, kv_cache, {b + 1}) && has_contiguous_rows(cu_seqlens), op);
+    require(out_dtype == ScalarType::BFloat16 || out_dtype == ScalarType::Half || out_dtype == ScalarType::Float, op);
+    Tensor out = empty_strided({total, d}, {d > 0 ? d : 1, 1}, out_dtype, kv_cache);
+    const int32_t device = kv_cache.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const dso_latent_gather gather{kv_cache.const_data_ptr(),
+                                   static_cast<const int32_t*>(block_table.const_data_ptr()),
+                                   static_cast<const int32_t*>(cu_seqlens.const_data_ptr()),
+                                   out.mutable_data_ptr(),
+                                   b,
+                                   total,
+                                   d,
+                                   kv_cache.size(0),
+                                   kv_cache.size(1),
+                                   block_table.size(1),
+                                   stride_of(kv_cache, 0),
+                                   stride_of(kv_cache, 1),
+                                   stride_of(block_table, 0),
+                                   fp8 ? DSO_BF16 : high_precision_dtype(kv_cache, op),
+                                   high_precision_dtype(out, op),
+                                   fp8};
+    require_ok(dso_mla_cache_gather(&gather, current_stream(device)));
+    return out;
 }
 
 }  // namespace dso

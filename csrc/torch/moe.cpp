@@ -1,3 +1,4 @@
+#include "launch/moe_mapping_checks.h"
 #include "torch/ops.h"
 #include "torch/rows.h"
 
@@ -46,6 +47,38 @@ std::tuple<Tensor, Tensor> moe_gate(const Tensor& logits, std::optional<Tensor> 
                         static_cast<float>(routed_scaling_factor)};
     require_ok(dso_moe_gate(&gate, current_stream(device)));
     return {weights, idx};
+}
+
+bool has_moe_mapping_kernel(const StableIValue* stack) {
+    return torch::stable::detail::to<int64_t>(stack[1]) <= kMaxMappedExperts;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> moe_mapping(const Tensor& topk_idx, int64_t num_experts, int64_t alignment) {
+    const char* op = "moe_mapping";
+    require(is_tensor_of(topk_idx, ScalarType::Int, topk_idx, {-1, -1}) && topk_idx.is_contiguous(), op);
+    require(num_experts >= 1 && alignment >= 1, op);
+    const int64_t t = topk_idx.size(0), num_topk = topk_idx.size(1);
+    const int64_t num_pairs = t * num_topk;
+    require(num_pairs == 0 || alignment < int64_t{1} << 31, op);
+    const int64_t num_rows = num_mapped_rows(num_pairs, num_experts, alignment);
+    require(num_rows < int64_t{1} << 31, op);  // before anything of that size is allocated
+    const auto empty = [&](int64_t length) { return empty_strided({length}, {1}, ScalarType::Int, topk_idx); };
+    Tensor token_idx = empty(num_rows), offsets = empty(num_experts + 1), m_indices = empty(num_rows);
+    Tensor row_idx = empty_matrix(t, num_topk, topk_idx);
+    const int32_t device = topk_idx.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    const dso_expert_rows rows{static_cast<const int32_t*>(topk_idx.const_data_ptr()),
+                               static_cast<int32_t*>(token_idx.mutable_data_ptr()),
+                               static_cast<int32_t*>(row_idx.mutable_data_ptr()),
+                               static_cast<int32_t*>(offsets.mutable_data_ptr()),
+                               static_cast<int32_t*>(m_indices.mutable_data_ptr()),
+                               t,
+                               num_topk,
+                               num_experts,
+                               alignment,
+                               num_rows};
+    require_ok(dso_moe_mapping(&rows, current_stream(device)));
+    return {token_idx, row_idx, offsets, m_indices};
 }
 
 Tensor moe_permute(const Tensor& x, const Tensor& token_idx) {

@@ -59,12 +59,20 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
                      const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
                      bool interleaved);
 
+Tensor mla_cache_gather(const Tensor& kv_cache, const Tensor& block_table, const Tensor& cu_seqlens, int64_t total,
+                        ScalarType out_dtype);
+
 std::tuple<Tensor, Tensor> merge_attn_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
                                              const Tensor& lse_b);
 
 std::tuple<Tensor, Tensor> moe_gate(const Tensor& logits, std::optional<Tensor> bias, int64_t num_topk,
                                     int64_t num_groups, int64_t num_topk_groups, std::string scoring_func,
                                     bool norm_topk_prob, double routed_scaling_factor);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> moe_mapping(const Tensor& topk_idx, int64_t num_experts, int64_t alignment);
+
+/// Whether the kernel is for so many experts.
+bool has_moe_mapping_kernel(const StableIValue* stack);
 
 Tensor moe_permute(const Tensor& x, const Tensor& token_idx);
 

@@ -39,8 +39,10 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_ops, CUDA, library) {
     DSO_REGISTER(library, add_rms_norm_cast_to_fp8);
     DSO_REGISTER(library, rope);
     DSO_REGISTER(library, mla_cache_write);
+    DSO_REGISTER(library, mla_cache_gather);
     DSO_REGISTER(library, merge_attn_states);
     DSO_REGISTER(library, moe_gate);
+    DSO_REGISTER_WHERE(library, moe_mapping, has_moe_mapping_kernel);
     DSO_REGISTER(library, moe_permute);
     DSO_REGISTER(library, moe_unpermute);
     DSO_REGISTER_WHERE(library, mla_decode, has_mla_decode_kernel);

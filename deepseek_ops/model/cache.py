@@ -70,7 +70,7 @@ class Batch:
     def advance(self) -> None:
         """Moves a decode batch (one new token per sequence) on to the next token: in place, and without a host sync.
 
-        `PagedLatentCache.advance` does this too and keeps its own count; this is its part on the device.
+        This is the device's half of `PagedLatentCache.advance`; a captured decode step begins with it.
         """
         self.positions += 1
         page = self.block_table.gather(1, (self.positions // PAGE_SIZE).unsqueeze(1)).squeeze(1)
@@ -212,6 +212,15 @@ class PagedLatentCache:
             CacheFullError: a sequence has no reserved page left.
             ValueError: the batch has more than one new token per sequence.
         """
+        self.count_advance(batch)
+        batch.advance()
+
+    def count_advance(self, batch: Batch) -> None:
+        """The host's half of `advance`: checks and counts, and touches no tensor. A replayed graph does the other.
+
+        Raises:
+            as `advance`. Nothing has changed then.
+        """
         if batch.uniform_seqlen_q != 1:
             raise ValueError(f"advance: the batch must have one new token per sequence, got {batch.seqlens_q}")
         lengths = [length + 1 for length in batch.seqlens_k]
@@ -221,7 +230,6 @@ class PagedLatentCache:
             raise CacheFullError("a sequence has no reserved page left for its next token")
         self._length_of.update(zip(batch.sequences, lengths, strict=True))
         batch.seqlens_k = lengths
-        batch.advance()
 
     def length(self, sequence: int) -> int:
         """Tokens that the sequence holds."""

@@ -1,13 +1,14 @@
 """Token generation: prefill the prompts, then decode one token per sequence and step.
 
-A decode step is the model, the choice of a token and the move to the next position, over buffers that stay the same
-tensors from step to step (`DecodeStep`), with nothing read on the host. So a CUDA graph can be captured around it.
+A decode step is the move to the next position, the model and the choice of a token, over buffers that stay the same
+tensors from step to step (`DecodeStep`), with nothing read on the host. So on a GPU it is captured in a CUDA graph and
+replayed (`DecodeGraph`): launching a layer's kernels one by one takes the host longer than the GPU needs to run them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,16 @@ from torch import Tensor
 from .cache import Batch, PagedLatentCache
 from .transformer import DeepseekModel
 
-__all__ = ["BatchGeneration", "DecodeStep", "Generation", "Sampler", "generate", "generate_batch", "prefill"]
+__all__ = [
+    "BatchGeneration",
+    "DecodeGraph",
+    "DecodeStep",
+    "Generation",
+    "Sampler",
+    "generate",
+    "generate_batch",
+    "prefill",
+]
 
 
 def generate(
@@ -29,6 +39,7 @@ def generate(
     seed: int = 0,
     stop_token_ids: Sequence[int] = (),
     prefill_chunk: int | None = None,
+    use_graph: bool = True,
 ) -> Generation:
     """Continues one prompt.
 
@@ -41,6 +52,7 @@ def generate(
         seed: the same seed gives the same draws.
         stop_token_ids: tokens that end the text; they are not yielded.
         prefill_chunk: prompt tokens per forward pass; None for the whole prompt at once.
+        use_graph: on a GPU, capture a decode step in a CUDA graph, where the model's can be (`can_be_captured`).
 
     Returns:
         An iterator over the new token ids. While it runs and after it, its attributes tell times and counts.
@@ -58,6 +70,7 @@ def generate(
             seed=seed,
             stop_token_ids=stop_token_ids,
             prefill_chunk=prefill_chunk,
+            use_graph=use_graph,
         )
     )
 
@@ -72,6 +85,7 @@ def generate_batch(
     seed: int = 0,
     stop_token_ids: Sequence[int] = (),
     prefill_chunk: int | None = None,
+    use_graph: bool = True,
 ) -> BatchGeneration:
     """Continues several prompts of any lengths together; arguments as in `generate`.
 
@@ -93,6 +107,7 @@ def generate_batch(
         ),
         stop_token_ids=frozenset(stop_token_ids),
         prefill_chunk=prefill_chunk,
+        use_graph=use_graph,
     )
 
 
@@ -108,6 +123,7 @@ class BatchGeneration(Iterator[list[int | None]]):
         sampler: Sampler,
         stop_token_ids: frozenset[int],
         prefill_chunk: int | None,
+        use_graph: bool,
     ) -> None:
         _check_prompts(model, prompts, max_new_tokens, prefill_chunk)
         self.prefill_seconds = 0.0
@@ -120,7 +136,7 @@ class BatchGeneration(Iterator[list[int | None]]):
         """Memory of the latent cache."""
         self.finish_reasons: list[str | None] = [None] * len(prompts)
         """Per sequence "stop" after a stop token, "length" after `max_new_tokens`, None while it runs."""
-        self._steps = self._run(model, prompts, max_new_tokens, sampler, stop_token_ids, prefill_chunk)
+        self._steps = self._run(model, prompts, max_new_tokens, sampler, stop_token_ids, prefill_chunk, use_graph)
 
     def __next__(self) -> list[int | None]:
         return next(self._steps)
@@ -133,6 +149,7 @@ class BatchGeneration(Iterator[list[int | None]]):
         sampler: Sampler,
         stop_token_ids: frozenset[int],
         prefill_chunk: int | None,
+        use_graph: bool,
     ) -> Iterator[list[int | None]]:
         if not prompts or max_new_tokens == 0:
             self.finish_reasons = ["length"] * len(prompts)
@@ -143,11 +160,11 @@ class BatchGeneration(Iterator[list[int | None]]):
         cache = model.make_cache(lengths)
         self.cache_bytes = cache.num_bytes
         sequences = [cache.allocate(length) for length in lengths]
-        token_ids = sampler(prefill(model, cache, sequences, prompts, chunk=prefill_chunk), 0)
+        token_ids = sampler(prefill(model, cache, sequences, prompts, chunk=prefill_chunk))
         tokens: list[int] = token_ids.tolist()
         self.prefill_seconds = time.perf_counter() - start
 
-        step: DecodeStep | None = None
+        step: DecodeStep | DecodeGraph | None = None
         for num_generated in range(1, max_new_tokens + 1):
             new = self._settle(tokens, stop_token_ids, is_last=num_generated == max_new_tokens)
             if any(token is not None for token in new):
@@ -157,10 +174,14 @@ class BatchGeneration(Iterator[list[int | None]]):
 
             start = time.perf_counter()
             if step is None:
-                step = DecodeStep(model, cache, cache.append(sequences, [1] * len(sequences)), token_ids, sampler)
+                batch = cache.append(sequences, [1] * len(sequences))
+                step = DecodeStep(model, cache, batch, token_ids, sampler)
+                token_ids = step.run()
+                if use_graph and model.can_be_captured(batch):
+                    step = DecodeGraph(step)
             else:
-                step.advance()
-            tokens = step(num_generated).tolist()
+                token_ids = step.next()
+            tokens = token_ids.tolist()
             self.decode_seconds += time.perf_counter() - start
 
     def _settle(self, tokens: list[int], stop_token_ids: frozenset[int], *, is_last: bool) -> list[int | None]:
@@ -241,30 +262,75 @@ def prefill(
 
 @dataclass
 class DecodeStep:
-    """One decode step over buffers that stay the same: `token_ids` and the tensors of `batch`."""
+    """One decode step over buffers that stay the same: `token_ids`, the tensors of `batch` and the pages of `cache`."""
 
     model: DeepseekModel
     cache: PagedLatentCache
     batch: Batch
+    """One token of each sequence, at the position of `token_ids`."""
     token_ids: Tensor
-    """`[b]` int64: the tokens that go in, and after the call those that came out."""
+    """`[b]` int64: the tokens that go in, and after the step those that came out."""
     sampler: Sampler
+    logits: Tensor | None = None
+    """`[b, vocab_size]` float32 of the last step."""
 
-    def __call__(self, draw: int) -> Tensor:
-        """Runs the model on `token_ids` and replaces them by the next ones; `draw` numbers the sampler's draws."""
-        logits = self.model(self.token_ids, self.batch, self.cache)
-        return self.token_ids.copy_(self.sampler(logits, draw))
+    def run(self) -> Tensor:
+        """Runs the model on `token_ids` at the batch's position and replaces them by the next ones."""
+        self.logits = self.model(self.token_ids, self.batch, self.cache)
+        return self.token_ids.copy_(self.sampler(self.logits))
 
-    def advance(self) -> None:
-        """Moves on to the next position."""
-        self.cache.advance(self.batch)
+    def next(self) -> Tensor:
+        """Moves on to the next position and runs there."""
+        self.cache.count_advance(self.batch)
+        return self.run_next()
+
+    def run_next(self) -> Tensor:
+        """The device's half of `next`: reads nothing on the host, so that it can be captured."""
+        self.batch.advance()
+        return self.run()
+
+
+class DecodeGraph:
+    """A `DecodeStep` whose `next` is replayed from a CUDA graph: one launch, whatever the sequences have grown to.
+
+    The graph knows the buffers by their addresses, and a replay reads what they hold then. So it is void once they are
+    others, as after `PagedLatentCache.grow`. The first call runs as it is: what libraries set up when they are first
+    used cannot be captured.
+    """
+
+    def __init__(self, step: DecodeStep) -> None:
+        self.step = step
+        self.is_warm = False
+        self.replay: Callable[[], None] | None = None
+
+    def next(self) -> Tensor:
+        """As `DecodeStep.next`; `step.logits` are overwritten by each replay."""
+        self.step.cache.count_advance(self.step.batch)
+        if not self.is_warm:
+            self.is_warm = True
+            return self.step.run_next()
+        if self.replay is None:
+            self.replay = capture(self.step.run_next, self.step.model.device)
+        self.replay()
+        return self.step.token_ids
+
+
+def capture(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """Records what `function` launches on `device`, without running it; returns what launches all of it at once."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            function()
+    return graph.replay
 
 
 class Sampler:
     """Chooses tokens from logits: the most likely one, or one drawn at `temperature` from the top `top_p`.
 
     The random numbers are drawn ahead on the CPU, one stream per sequence, so that they depend on nothing but the seed:
-    not on the device, nor on what else is in the batch.
+    not on the device, nor on what else is in the batch. Which of them are next is counted on the device, so that a
+    captured step draws new ones at each replay.
     """
 
     def __init__(
@@ -278,15 +344,19 @@ class Sampler:
         self.top_p = top_p
         self.uniforms: Tensor | None = None
         """`[num_draws, b]` float32 in [0, 1)."""
+        self.num_drawn = torch.zeros(1, dtype=torch.int64, device=device)
+        """Rows of `uniforms` that are used up."""
         if temperature > 0 and seeds:
             streams = [torch.rand(num_draws, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
             self.uniforms = torch.stack(streams, dim=1).to(device)
 
-    def __call__(self, logits: Tensor, draw: int) -> Tensor:
-        """`[b, vocab_size]` float32 to `[b]` int64."""
+    def __call__(self, logits: Tensor) -> Tensor:
+        """`[b, vocab_size]` float32 to `[b]` int64; `num_draws` times at most."""
         if self.uniforms is None:
             return logits.argmax(dim=-1)
-        return sample_top_p(logits / self.temperature, self.top_p, self.uniforms[draw])
+        uniform = self.uniforms.index_select(0, self.num_drawn).squeeze(0)
+        self.num_drawn += 1
+        return sample_top_p(logits / self.temperature, self.top_p, uniform)
 
 
 def sample_top_p(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:

@@ -158,6 +158,15 @@ class DeepseekModel(nn.Module):
         """Which form of attention this batch gets."""
         return absorbed_is_cheaper(self.config, batch) if self.attn == "auto" else self.attn == "absorbed"
 
+    def can_be_captured(self, batch: Batch) -> bool:
+        """Whether a pass over this batch can be captured in a CUDA graph: whether it reads no value on the host.
+
+        Two things do: expanded attention, which makes as many keys as there are tokens, and experts in float32, whose
+        grouped GEMM is a loop of torch's over the groups.
+        """
+        has_host_loop = self.gemm == "bf16" and self.dtype == torch.float32 and self.config.n_routed_experts is not None
+        return self.device.type == "cuda" and self.use_absorbed(batch) and not has_host_loop
+
     def rope_table(self) -> Tensor:
         """cos and sin of every position, computed once, in float32."""
         if self.cos_sin is None or self.cos_sin.device != self.device:

@@ -70,6 +70,13 @@ inline uint32_t __reduce_min_sync(uint32_t mask, uint32_t value) {
     return *std::min_element(values, values + 32);
 }
 
+inline uint32_t __match_any_sync(uint32_t mask, int value) {
+    const uint32_t* values = emulator::meet_in_full("__match_any_sync", mask, static_cast<uint32_t>(value));
+    uint32_t alike = 0;
+    for (int lane = 0; lane < 32; ++lane) alike |= uint32_t{values[lane] == static_cast<uint32_t>(value)} << lane;
+    return alike;
+}
+
 // Fibers are not interrupted: what a function does is atomic.
 template <typename T>
 T atomicAdd(T* address, T value) {

@@ -105,6 +105,14 @@ class LatentWrite(ctypes.Structure):
     ]
 
 
+class LatentGather(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "kv_cache block_table cu_seqlens out"),
+        *fields(ctypes.c_int64, "b total d num_pages page_size max_pages page_stride row_stride table_stride"),
+        *fields(ctypes.c_int, "dtype out_dtype fp8"),
+    ]
+
+
 class AttnStates(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_void_p, "out_a out_b lse_a lse_b out lse"),
@@ -119,6 +127,13 @@ class Gate(ctypes.Structure):
         *fields(ctypes.c_int64, "t num_experts num_groups num_topk num_topk_groups logits_stride"),
         *fields(ctypes.c_int, "is_softmax normalizes"),
         *fields(ctypes.c_float, "scale"),
+    ]
+
+
+class ExpertRows(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "topk_idx token_idx row_idx offsets m_indices"),
+        *fields(ctypes.c_int64, "t num_topk num_experts alignment num_rows"),
     ]
 
 
@@ -290,6 +305,14 @@ class Kernels:
         options = (*dtypes, kv_cache.dtype == torch.uint8, *wide, interleaved, eps, 1e-4)
         self._call("dso_mla_cache_write", LatentWrite(*map(pointer, operands), *extents, *rows, *options))
 
+    def mla_cache_gather(self, kv_cache: Tensor, block_table: Tensor, cu_seqlens: Tensor, out: Tensor) -> None:
+        fp8 = kv_cache.dtype == torch.uint8
+        extents = (block_table.shape[0], *out.shape, *kv_cache.shape[:2], block_table.shape[1])
+        rows = (*kv_cache.stride()[:2], block_table.stride(0))
+        dtypes = (DTYPES[torch.bfloat16 if fp8 else kv_cache.dtype], DTYPES[out.dtype])
+        pointers = map(pointer, (kv_cache, block_table, cu_seqlens, out))
+        self._call("dso_mla_cache_gather", LatentGather(*pointers, *extents, *rows, *dtypes, fp8))
+
     def merge_attn_states(
         self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor
     ) -> None:
@@ -314,6 +337,20 @@ class Kernels:
         options = (scoring_func == "softmax", norm_topk_prob, routed_scaling_factor)
         pointers = map(pointer, (logits, bias, topk_weights, topk_idx))
         self._call("dso_moe_gate", Gate(*pointers, *extents, *options))
+
+    def moe_mapping(
+        self,
+        topk_idx: Tensor,
+        token_idx: Tensor,
+        row_idx: Tensor,
+        offsets: Tensor,
+        m_indices: Tensor,
+        *,
+        alignment: int,
+    ) -> None:
+        extents = (*topk_idx.shape, offsets.shape[0] - 1, alignment, token_idx.shape[0])
+        pointers = map(pointer, (topk_idx, token_idx, row_idx, offsets, m_indices))
+        self._call("dso_moe_mapping", ExpertRows(*pointers, *extents))
 
     def moe_permute(self, x: Tensor, token_idx: Tensor, out: Tensor) -> None:
         extents = (*x.shape, token_idx.shape[0], *x.stride(), x.element_size())

@@ -79,4 +79,11 @@ uint16_t pack_e4m3x2(float low, float high) {
     return static_cast<uint16_t>(narrow(low) | narrow(high) << 8);
 }
 
+uint32_t unpack_e4m3x2(uint16_t packed) {
+    const auto wide = [](uint32_t x) -> uint32_t {
+        return __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(x), __NV_E4M3).x;
+    };
+    return wide(packed & 0xFF) | wide(packed >> 8) << 16;
+}
+
 }  // namespace dso::ptx

@@ -450,6 +450,74 @@ def test_what_the_cache_write_cannot_take_is_refused_with_a_sentence(kernels):
             kernels.mla_cache_write(*arguments, slots, torch.empty(1, dtype=dtype).expand(shape))
 
 
+def fp8_rows(num_pages: int, page_size: int) -> Tensor:
+    """Written by the reference, but for one row of e4m3's extremes and of scales that are not finite."""
+    cache = torch.zeros(num_pages, page_size, 656, dtype=torch.uint8)
+    t = num_pages * page_size
+    kv_c, k_pe, positions, cos_sin = tokens(t, 512, 64, torch.bfloat16)
+    deepseek_ops.mla_cache_write(kv_c, k_pe, positions, cos_sin, torch.arange(t), cache)
+    cache[0, 0, :512] = torch.arange(512) % 256
+    cache[0, 0, 512:528] = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan]).view(torch.uint8)
+    return cache
+
+
+def assert_gathered(kernels: Kernels, cache: Tensor, table: Tensor, cu_seqlens: Tensor, total: int) -> None:
+    for dtype in DTYPES:
+        want = deepseek_ops.mla_cache_gather(cache, table, cu_seqlens, total, out_dtype=dtype)
+        out = Guarded(tuple(want.shape), dtype, "cpu")
+        kernels.mla_cache_gather(cache, table, cu_seqlens, out.tensor)
+        got_nan, want_nan = out.tensor.isnan(), want.isnan()
+        assert torch.equal(got_nan, want_nan)
+        assert torch.equal(bits(out.tensor.masked_fill(got_nan, 0)), bits(want.masked_fill(want_nan, 0)))
+        out.assert_intact()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp8"])
+@pytest.mark.parametrize("page_size", [1, 5, 64])
+def test_cached_tokens_are_gathered_bit_for_bit_as_the_reference_does(page_size, dtype, kernels):
+    """Requests of unequal lengths, wild pages, tables that are too short, and rows that are nobody's."""
+    lengths = [0, 17, 1, 0, 70, 33]
+    max_pages = -(-60 // page_size)
+    num_pages = 2 * max_pages
+    table = torch.randint(0, num_pages, (len(lengths), max_pages + 3), dtype=torch.int32)[:, :max_pages]
+    table[1, 0] = INT_MAX
+    table[2] = -1
+    table[5, -1] = num_pages
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    rows = fp8_rows(num_pages, page_size) if dtype == "fp8" else torch.randn(num_pages, page_size, 48).to(dtype)
+    cache = empty_cache(tuple(rows.shape), rows.dtype, gap=2).tensor
+    cache.copy_(rows)
+    assert_gathered(kernels, cache, table, cu_seqlens, sum(lengths) + 4)
+
+
+@pytest.mark.parametrize("d", [1, 7, 20, 584, 4100])
+def test_rows_of_any_width_are_gathered(d, kernels):
+    cache = torch.randn(4, 3, d + (8 if d % 8 == 0 else 3))[:, :, :d]
+    table = torch.tensor([[3, 1], [0, 2]], dtype=torch.int32)
+    assert_gathered(kernels, cache, table, int32((0, 6, 11)), 11)
+    assert_gathered(kernels, cache.bfloat16()[:, ::2], table, int32((0, 4, 8)), 8)
+
+
+@pytest.mark.parametrize("wild", [(3, 1, 9, 4, INT_MAX), (INT_MIN, 8, -3, 2, 5), (0, 0, 0, 0, 0), (50, 60, 70, 80, 90)])
+def test_offsets_that_are_not_offsets_lead_nowhere_wild(wild, kernels):
+    cache, table = torch.randn(5, 2, 16), torch.randint(0, 5, (4, 3), dtype=torch.int32)
+    assert_gathered(kernels, cache, table, int32(wild), 12)
+
+
+def test_many_requests_and_many_rows_are_gathered(kernels):
+    """More offsets than a warp has lanes, and more rows of a CTA where there are enough for all SMs."""
+    lengths = torch.randint(0, 30, (100,))
+    total = int(lengths.sum())
+    cache, table = torch.randn(9, 8, 16), torch.randint(0, 9, (100, 4), dtype=torch.int32)
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), lengths)).cumsum(0).int()
+    for num_sms in (1, 4):
+        kernels.use(num_sms=num_sms)
+        assert_gathered(kernels, cache, table, offsets, total)
+    assert_gathered(kernels, cache[:0], table, offsets, 5)
+    assert_gathered(kernels, cache, table[:0], offsets[:1], 5)
+    assert_gathered(kernels, cache, table[:, :0], offsets, 5)
+
+
 # ------------------------------------------------------------------------------- merging attention states
 
 
@@ -524,6 +592,42 @@ def test_the_gate_chooses_as_the_reference_does(gate, scoring_func, with_bias, k
             norm_topk_prob=normalizes,
             routed_scaling_factor=2.5,
         )
+
+
+def assert_mapped(kernels: Kernels, topk_idx: Tensor, num_experts: int, alignment: int) -> None:
+    wants = deepseek_ops.moe_mapping(topk_idx, num_experts, alignment=alignment)
+    gots = [Guarded(tuple(want.shape), torch.int32, "cpu") for want in wants]
+    kernels.moe_mapping(topk_idx, *(got.tensor for got in gots), alignment=alignment)
+    for got, want in zip(gots, wants, strict=True):
+        assert torch.equal(got.tensor, want)
+        got.assert_intact()
+
+
+MAPPINGS = [(1, 8, 256), (0, 8, 16), (3, 0, 5), (7, 6, 64), (150, 8, 300), (40, 3, 1), (700, 8, 31), (17, 2, 4096)]
+"""Tokens, experts of a token, experts; a cluster shares more than 4096 pairs."""
+
+
+@pytest.mark.parametrize("alignment", [1, 8, 128])
+@pytest.mark.parametrize("mapping", MAPPINGS, ids=str)
+def test_pairs_are_ordered_by_expert_bit_for_bit_as_the_reference_does(mapping, alignment, kernels):
+    t, num_topk, num_experts = mapping
+    topk_idx = torch.randint(0, num_experts, (t, num_topk), dtype=torch.int32)
+    assert_mapped(kernels, topk_idx, num_experts, alignment)
+    wild = torch.randint(-1, num_experts + 2, (t, num_topk), dtype=torch.int32)
+    wild[::3] = int32((INT_MIN, INT_MAX))[torch.randint(0, 2, wild[::3].shape)]
+    assert_mapped(kernels, wild, num_experts, alignment)
+
+
+@pytest.mark.parametrize("t", [513, 1030, 4100])
+def test_a_cluster_orders_pairs_in_every_order_of_events(t, kernels):
+    """Two, four and eight CTAs; few experts, so that all runs meet at each of them, or nearly none."""
+    for seed, num_experts in enumerate((2, 9, 300)):
+        kernels.use(seed=seed)
+        topk_idx = torch.randint(0, num_experts, (t, 8), dtype=torch.int32)
+        assert_mapped(kernels, topk_idx, num_experts, 1)
+    kernels.use()
+    assert_mapped(kernels, torch.full((t, 8), 5, dtype=torch.int32), 6, 64)
+    assert_mapped(kernels, torch.full((t, 8), -1, dtype=torch.int32), 6, 64)
 
 
 ELEMENTS = [torch.uint8, torch.bfloat16, torch.float32, torch.int64, torch.complex128]

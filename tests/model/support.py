@@ -1,4 +1,4 @@
-"""What the model's tests share: one forward pass over fresh sequences, and greedy decoding with transformers."""
+"""What the model's tests share: one forward pass over fresh sequences, transformers, and the start of a generation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import deepseek_ops.model
 from deepseek_ops.model import DeepseekModel
+from deepseek_ops.model.generate import DecodeStep, Sampler, prefill
 
 load_model = functools.partial(deepseek_ops.model.load_model, device="cpu")
 """On the CPU wherever the tests run: transformers is beside it, in float32. test_cuda.py compares the GPU with it."""
@@ -46,3 +47,20 @@ def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 def prompt(length: int, vocab_size: int = 199, seed: int = 0) -> Tensor:
     """`length` random token ids."""
     return torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+PROMPTS = [prompt(12).tolist(), prompt(61).tolist(), [7]]
+"""The second crosses the end of a page after a few steps."""
+
+
+def first_step(model: DeepseekModel, num_new: int, *, temperature: float = 0.0) -> DecodeStep:
+    """A step that has run at the first position after each of PROMPTS, with room for `num_new` tokens in all."""
+    lengths = [len(p) + num_new for p in PROMPTS]
+    cache = model.make_cache(lengths)
+    sequences = [cache.allocate(length) for length in lengths]
+    seeds = range(len(PROMPTS))
+    sampler = Sampler(temperature, 0.9, seeds=seeds, num_draws=num_new + 1, device=model.device)
+    token_ids = sampler(prefill(model, cache, sequences, PROMPTS))
+    step = DecodeStep(model, cache, cache.append(sequences, [1] * len(PROMPTS)), token_ids, sampler)
+    step.run()
+    return step

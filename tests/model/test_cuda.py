@@ -8,10 +8,12 @@ import torch
 
 import deepseek_ops.model
 from deepseek_ops.model import DeepseekConfig, generate
+from deepseek_ops.model.generate import DecodeGraph
 from deepseek_ops.model.linear import Fp8Linear
+from deepseek_ops.model.tiny import tiny_config
 from tests.model.conftest import FP8, VARIANTS
-from tests.model.support import forward, load_model, prompt
-from tests.support import FP32_LIMIT, assert_rows_close
+from tests.model.support import first_step, forward, load_model, prompt
+from tests.support import FP32_LIMIT, assert_rows_close, bits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -62,3 +64,59 @@ def test_an_fp8_checkpoint_gives_about_the_logits_of_the_cpu(checkpoint_of: Call
     assert got.isfinite().all()
     errors = torch.linalg.vector_norm(got.cpu().double() - want.double(), dim=-1) / want.double().norm(dim=-1)
     assert errors.median() <= 0.1
+
+
+DECODED = {
+    "V3 in FP8": tiny_config("v3", real_mla=True),
+    "V2-Lite in bfloat16": tiny_config("v2-lite", real_mla=True),
+    "V3 in FP8, other extents than the kernels'": FP8,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", DECODED)
+def test_a_decode_step_waits_for_nothing(
+    name: str, temperature: float, checkpoint_of: Callable[[DeepseekConfig], Path]
+) -> None:
+    step = first_step(on_gpu(checkpoint_of(DECODED[name]), dtype=torch.bfloat16), 4, temperature=temperature)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.next()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", DECODED)
+def test_a_replayed_graph_gives_the_bits_of_eager_steps(
+    name: str, temperature: float, checkpoint_of: Callable[[DeepseekConfig], Path]
+) -> None:
+    """Tokens, logits and in the end the cache, while three sequences grow over the ends of several pages."""
+    num_steps = 400
+    model = on_gpu(checkpoint_of(DECODED[name]), dtype=torch.bfloat16)
+    eager = first_step(model, num_steps + 1, temperature=temperature)
+    graph = DecodeGraph(first_step(model, num_steps + 1, temperature=temperature))
+    for i in range(num_steps):
+        assert torch.equal(graph.next(), eager.next()), f"step {i}"
+        assert graph.step.logits is not None
+        assert eager.logits is not None
+        assert torch.equal(bits(graph.step.logits), bits(eager.logits)), f"step {i}"
+    assert graph.replay is not None
+    for got, want in zip(graph.step.cache.pages, eager.cache.pages, strict=True):
+        assert torch.equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_generation_is_the_same_with_a_graph_and_without(
+    name: str, checkpoint_of: Callable[[DeepseekConfig], Path]
+) -> None:
+    model = on_gpu(checkpoint_of(DECODED[name]), dtype=torch.bfloat16)
+    options = {"max_new_tokens": 64, "temperature": 0.7, "top_p": 0.9, "seed": 3}
+    with_graph = list(generate(model, PROMPT.tolist(), **options))
+    assert with_graph == list(generate(model, PROMPT.tolist(), use_graph=False, **options))
+    assert with_graph == list(generate(model, PROMPT.tolist(), **options)), "the next graph is another one's"
+
+
+def test_experts_in_float32_generate_without_a_graph(checkpoint_of: Callable[[DeepseekConfig], Path]) -> None:
+    model = on_gpu(checkpoint_of(VARIANTS["V3"]), dtype=torch.float32)
+    assert len(list(generate(model, PROMPT.tolist(), max_new_tokens=4))) == 4

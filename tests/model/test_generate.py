@@ -1,5 +1,6 @@
 """Generation: stopping, sampling, counting, and the buffers of the decode step."""
 
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from deepseek_ops.model import DeepseekConfig, DeepseekModel, generate, generate_batch
-from deepseek_ops.model.generate import DecodeStep, Sampler, prefill, sample_top_p
+from deepseek_ops.model.generate import DecodeGraph, DecodeStep, Sampler, sample_top_p
 from deepseek_ops.model.tiny import write_tiny
-from tests.model.conftest import V3, VARIANTS
-from tests.model.support import load_model, prompt
+from tests.model.conftest import FP8, V3, VARIANTS
+from tests.model.support import PROMPTS, first_step, load_model, prompt
 
+GENERATE = importlib.import_module("deepseek_ops.model.generate")
+"""The module, whose name in its package is that of the function."""
 FolderOf = Callable[[DeepseekConfig], Path]
 TOKENS = prompt(12).tolist()
 
@@ -107,10 +110,10 @@ def test_temperature_divides_the_logits_and_zero_takes_the_best() -> None:
     n = 4000
     for temperature, share in ((1.0, 0.6), (0.5, 0.36 / (0.36 + 0.16))):
         sampler = Sampler(temperature, 1.0, seeds=[0], num_draws=n, device=torch.device("cpu"))
-        drawn = torch.stack([sampler(logits, i) for i in range(n)])
+        drawn = torch.stack([sampler(logits) for _ in range(n)])
         assert (drawn == 0).float().mean() == pytest.approx(share, abs=0.03)
     greedy = Sampler(0.0, 1.0, seeds=[0], num_draws=1, device=torch.device("cpu"))
-    assert greedy(logits, 0).tolist() == [0]
+    assert greedy(logits).tolist() == [0]
 
 
 @pytest.mark.parametrize("family", ["v2-lite", "v2", "v3", "v3.1"])
@@ -131,24 +134,69 @@ def test_chunked_prefill_generates_the_same(chunk: int, model: DeepseekModel) ->
     assert list(generate(model, TOKENS, max_new_tokens=4, prefill_chunk=chunk)) == want
 
 
-def test_decode_steps_reuse_their_buffers(checkpoint_of: FolderOf) -> None:
-    model = load_model(checkpoint_of(V3), quiet=True)
-    cache = model.make_cache([80, 80])
-    sequences = [cache.allocate(80), cache.allocate(80)]
-    sampler = Sampler(0.0, 1.0, seeds=[0, 1], num_draws=8, device=model.device)
-    token_ids = sampler(prefill(model, cache, sequences, [TOKENS, prompt(63).tolist()]), 0)
-    step = DecodeStep(model, cache, cache.append(sequences, [1, 1]), token_ids, sampler)
+def tensors_of(step: DecodeStep) -> dict[str, torch.Tensor]:
+    """What a captured step knows by its address, but for the weights."""
+    pages = {f"layer {i}": x for i, x in enumerate(step.cache.pages)}
+    everything = {**vars(step.batch), **vars(step.sampler), **pages, "token_ids": step.token_ids}
+    return {name: x for name, x in everything.items() if isinstance(x, torch.Tensor)}
 
-    def pointers() -> dict[str, int]:
-        tensors = {**vars(step.batch), "token_ids": step.token_ids}
-        return {name: x.data_ptr() for name, x in tensors.items() if isinstance(x, torch.Tensor)}
 
-    before = pointers()
-    for i in range(1, 4):
-        step(i)
-        step.advance()
-        assert pointers() == before
-    assert cache.length(sequences[1]) == 67
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_decode_steps_reuse_their_buffers(temperature: float, checkpoint_of: FolderOf) -> None:
+    step = first_step(load_model(checkpoint_of(V3), quiet=True), 8, temperature=temperature)
+    before = {name: x.data_ptr() for name, x in tensors_of(step).items()}
+    for _ in range(4):
+        step.next()
+        assert {name: x.data_ptr() for name, x in tensors_of(step).items()} == before
+    assert step.cache.length(step.batch.sequences[1]) == 66
+
+
+@pytest.mark.parametrize("config", [V3, FP8], ids=["float32", "FP8"])
+def test_a_step_over_its_buffers_gives_the_bits_of_a_step_with_new_ones(
+    config: DeepseekConfig, checkpoint_of: FolderOf
+) -> None:
+    """Greedy: tokens and logits, as long as a batch that is made anew for each step gives them."""
+    model = load_model(checkpoint_of(config), quiet=True)
+    step, other = first_step(model, 12), first_step(model, 12)
+    token_ids = other.token_ids.clone()
+    for _ in range(10):
+        logits = model(token_ids, other.cache.append(other.batch.sequences, [1] * len(PROMPTS)), other.cache)
+        token_ids = logits.argmax(dim=-1)
+        assert torch.equal(step.next(), token_ids)
+        assert step.logits is not None
+        assert torch.equal(step.logits, logits)
+
+
+def test_a_graph_is_captured_once_after_a_step_and_replayed(
+    model: DeepseekModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a capture that only remembers what to run."""
+    captured = []
+
+    def remember(function: Callable[[], object], device: torch.device) -> Callable[[], object]:
+        captured.append(device)
+        return function
+
+    monkeypatch.setattr(GENERATE, "capture", remember)
+    step, graph = first_step(model, 6), DecodeGraph(first_step(model, 6))
+    for i in range(6):
+        assert torch.equal(graph.next(), step.next())
+        assert captured == ([model.device] if i else [])
+    assert graph.step.cache.length(graph.step.batch.sequences[0]) == len(PROMPTS[0]) + 7
+
+
+def test_a_graph_is_used_where_the_step_can_be_captured_and_it_is_wanted(
+    model: DeepseekModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captures = []
+    monkeypatch.setattr(GENERATE, "capture", lambda function, device: captures.append(device) or function)
+    want = list(generate(model, TOKENS, max_new_tokens=6))
+    assert not captures, "there is no graph on a CPU"
+    monkeypatch.setattr(DeepseekModel, "can_be_captured", lambda self, batch: True)
+    assert list(generate(model, TOKENS, max_new_tokens=6)) == want
+    assert len(captures) == 1
+    assert list(generate(model, TOKENS, max_new_tokens=6, use_graph=False)) == want
+    assert len(captures) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from deepseek_ops.model import DeepseekConfig, DeepseekModel
 from deepseek_ops.model.config import RELEASED
+from deepseek_ops.model.generate import DecodeStep, Sampler
 from deepseek_ops.model.transformer import linear_float32
 from tests.model.conftest import FP8, V3, VARIANTS
 from tests.model.support import forward, load_model, load_transformers, prompt
@@ -69,7 +70,10 @@ def test_other_dtypes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("config", [V3, FP8], ids=["bfloat16", "FP8"])
-def test_a_decode_step_reads_no_value_on_the_host(config: DeepseekConfig, checkpoint_of: FolderOf) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_decode_step_reads_no_value_on_the_host(
+    config: DeepseekConfig, temperature: float, checkpoint_of: FolderOf
+) -> None:
     """Fake tensors have no values: whatever asks for one fails. So a CUDA graph can capture the step."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -78,12 +82,15 @@ def test_a_decode_step_reads_no_value_on_the_host(config: DeepseekConfig, checkp
     cache = model.make_cache([70, 70])
     sequences = [cache.allocate(70), cache.allocate(70)]
     cache.append(sequences, [10, 20])
-    batch = cache.append(sequences, [1, 1])
+    sampler = Sampler(temperature, 0.9, seeds=[0, 1], num_draws=3, device=model.device)
+    step = DecodeStep(model, cache, cache.append(sequences, [1, 1]), torch.tensor([1, 2]), sampler)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        for name, x in vars(batch).items():
-            if isinstance(x, torch.Tensor):
-                setattr(batch, name, mode.from_tensor(x))
+        for part in (step, step.batch, sampler):
+            for name, x in vars(part).items():
+                if isinstance(x, torch.Tensor):
+                    setattr(part, name, mode.from_tensor(x))
         cache.pages = [mode.from_tensor(pages) for pages in cache.pages]
-        logits = model(mode.from_tensor(torch.tensor([1, 2])), batch, cache)
-        cache.advance(batch)
-    assert logits.shape == (2, config.vocab_size)
+        step.run()
+        step.next()
+    assert step.logits is not None
+    assert step.logits.shape == (2, config.vocab_size)

@@ -11,5 +11,6 @@ uint32_t pack_bf16x2(float low, float high);
 uint32_t pack_f16x2(float low, float high);
 float2 unpack_f16x2(uint32_t packed);
 uint16_t pack_e4m3x2(float low, float high);
+uint32_t unpack_e4m3x2(uint16_t packed);
 
 }  // namespace dso::ptx
