@@ -455,35 +455,43 @@ class MlaDecodeScores {
                                        const MlaRing& state) {
         const uint64_t exists = shared_.exists[state.right.stage];
         const bool all_see_all = first_key <= all_see_ - kMlaTile;
-        if (!all_see_all && differ_) remove_poison(scores, exists, first_key, state);
         if (exists != ~uint64_t{0} || !all_see_all) {
+            const uint64_t seen[2] = {seen_by(0, exists, first_key), seen_by(1, exists, first_key)};
+            if (!all_see_all && differ_) remove_poison(scores, seen, state);
 #pragma unroll
             for (int i = 0; i < 32; ++i) {
-                if (!sees(exists, first_key, i)) scores[i] = kMinusInfinity;
+                if (!sees(seen, i)) scores[i] = kMinusInfinity;
             }
         }
         rows_.add_tile(scores, scale_log2_, correction);
     }
 
-    /// The key within the tile that a lane's element belongs to.
-    DSO_DEVICE int key_of(int element) const { return element / 4 * 8 + lane_ % 4 * 2 + element % 2; }
+    /// The key within the tile that a lane's element belongs to, after that of its first.
+    DSO_DEVICE static constexpr int key_of(int element) { return element / 4 * 8 + element % 2; }
 
-    DSO_DEVICE bool sees(uint64_t exists, int first_key, int element) const {
-        return (exists >> key_of(element) & 1) && first_key + key_of(element) < visible_[element / 2 % 2];
+    /// A bit for each key, from the lane's first one on, that exists and that row `i` sees.
+    DSO_DEVICE uint64_t seen_by(int i, uint64_t exists, int first_key) const {
+        const int count = visible_[i] - first_key;
+        const uint64_t before = count >= kMlaTile ? ~uint64_t{0} : count > 0 ? (uint64_t{1} << count) - 1 : 0;
+        return (exists & before) >> (lane_ % 4 * 2);
+    }
+
+    DSO_DEVICE static bool sees(const uint64_t (&seen)[2], int element) {
+        return seen[element / 2 % 2] >> key_of(element) & 1;
     }
 
     /// A key that some rows see and others do not may hold NaN, and 0 * NaN is NaN: its value is cleared. The rows that
     /// see it have a NaN score by then, or an infinite one.
-    DSO_DEVICE void remove_poison(const float (&scores)[32], uint64_t exists, int first_key, const MlaRing& state) {
+    DSO_DEVICE void remove_poison(const float (&scores)[32], const uint64_t (&seen)[2], const MlaRing& state) {
         ptx::named_barrier_sync(1, 128);  // all warps have their scores
         uint32_t poisoned = 0;            // a bit for each element
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
             const bool is_finite = fabsf(scores[i]) < -kMinusInfinity;
-            poisoned |= uint32_t{!is_finite && !sees(exists, first_key, i)} << i;
+            poisoned |= uint32_t{!is_finite && !sees(seen, i)} << i;
         }
         for (; poisoned != 0; poisoned &= poisoned - 1) {
-            const int key = key_of(__ffs(static_cast<int>(poisoned)) - 1);
+            const int key = lane_ % 4 * 2 + key_of(__ffs(static_cast<int>(poisoned)) - 1);
             for (int chunk = 0; chunk < kMlaValueDim / 8; ++chunk) {
                 const int box = chunk / 8;
                 uint8_t* tile = box < kMlaSideBoxes ? shared_.tiles.left[state.left.stage][box]
@@ -495,7 +503,8 @@ class MlaDecodeScores {
     }
 
     DSO_DEVICE void send(const float (&scores)[32], const float (&correction)[2], const MlaRing& state) {
-        ptx::named_barrier_sync(1, 128);  // all warps have their scores: the rotated channels are not needed any more
+        // When all warps have their scores the rotated channels are not needed any more.
+        ptx::mbarrier_wait(&shared_.scored[state.right.stage], state.right.phase);
         uint8_t* tile = shared_.tiles.probabilities(state.right.stage);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
