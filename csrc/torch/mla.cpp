@@ -49,7 +49,8 @@ void run_mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block
                           stride_of(out, 2),
                           q.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F16,
                           softmax_scale,
-                          causal};
+                          causal,
+                          0};
     dso_mla_decode_plan plan;
     require_ok(dso_plan_mla_decode(&decode, &plan));
     Tensor workspace;
