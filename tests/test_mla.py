@@ -311,13 +311,15 @@ def test_an_fp8_cache_equals_its_dequantized_twin(dtype, device):
     twin = torch.cat((q8.double() * sf.double().repeat_interleave(128, -1), rope.double()), -1).to(dtype)
     case = replace(case, q=case.q.to(dtype))
     got = replace(case, kv_cache=fp8).decode()
-    if device == "cuda":  # where 16-bit caches have a kernel, and FP8 ones the reference
+    if device == "cuda":  # where caches have kernels, unless q is float32
+        if dtype != torch.float32:
+            twin = as_the_kernel_reads(fp8.flatten(0, 1)).view(twin.shape)
         held = zip(case.block_table.tolist(), case.keys, strict=True)
         keys = [
             torch.stack([twin.new_zeros(576), *(twin[pages[j // 16], j % 16] for j in range(len(k)))])
             for pages, k in held
         ]
-        assert_attention_close(got, replace(case, keys=[k[1:].to(dtype) for k in keys]).truth())
+        assert_attention_close(got, replace(case, keys=[k[1:] for k in keys]).truth())
     else:
         assert_same_bits(got, replace(case, kv_cache=twin).decode())
 
@@ -328,10 +330,34 @@ def test_decoding_from_an_fp8_cache_is_attention_over_what_it_holds(device):
     fp8 = torch.cat([x.view(torch.uint8) for x in (q8, sf, case.kv_cache[..., 512:].contiguous())], -1)
     keys = []
     for pages, k in zip(case.block_table.tolist(), case.keys, strict=True):
-        held = [mla_dequantized(fp8[pages[j // 64], j % 64]) for j in range(len(k))]
-        keys.append(torch.stack(held).bfloat16() if held else k)
+        held = [fp8[pages[j // 64], j % 64] for j in range(len(k))]
+        if held and device == "cuda":
+            keys.append(as_the_kernel_reads(torch.stack(held)))
+        else:
+            keys.append(torch.stack([mla_dequantized(row) for row in held]).bfloat16() if held else k)
     case = replace(case, kv_cache=fp8, keys=keys)
     assert_attention_close(case.decode(), case.truth())
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("s_q", [1, 3])
+def test_attention_over_an_fp8_cache_of_many_keys(s_q, dtype, page_size, device):
+    case = fp8_case(device, (0, 1, 700, 64, 999), page_size, s_q=s_q, h=16, dtype=dtype)
+    if device != "cuda":  # where the reference rounds keys to the type of q
+        case = replace(case, keys=[dequantized_rows(case, i).to(dtype) for i in range(len(case.keys))])
+    for scale in (UNIT, PEAKY):
+        assert_attention_close(case.decode(scale), case.truth(scale))
+
+
+def dequantized_rows(case, request):
+    """The keys of a request by the formula, in float32."""
+    pages = case.block_table[request].long()
+    key = torch.arange(len(case.keys[request]), device=pages.device)
+    rows = case.kv_cache[pages[key // case.kv_cache.shape[1]], key % case.kv_cache.shape[1]]
+    latents, sf, rotated = (x.contiguous() for x in rows.split([512, 16, 128], -1))
+    scales = sf.view(torch.float32).repeat_interleave(128, -1)
+    return torch.cat((latents.view(torch.float8_e4m3fn).float() * scales, rotated.view(torch.bfloat16).float()), -1)
 
 
 def mla_dequantized(row):
