@@ -1,6 +1,7 @@
 """Multi-head latent attention: decoding over the paged latent cache, prefill over expanded keys, and merging the two.
 
-Decoding has a CUDA kernel for 16-bit caches of 576 channels, prefill for 16-bit keys of 192 channels and values of 128.
+Decoding has a CUDA kernel for 16-bit caches of 576 channels and for the FP8 format, prefill for 16-bit keys of 192
+channels and values of 128.
 Kernels: csrc/kernels/sm90_mla_decode.cuh, csrc/kernels/sm90_mla_prefill.cuh, csrc/kernels/merge_attn_states.cuh.
 Method: DeepSeek-V2 report (arXiv:2405.04434), section 2.1.
 
@@ -62,7 +63,8 @@ def mla_decode(
         q: `[b, s_q, h, head_dim_k]` bfloat16, float16 or float32; or `[total_q, h, head_dim_k]` with `cu_seqlens_q`.
             DeepSeek's `head_dim_k` is 576: 512 absorbed channels, then 64 rotated ones. Any `h >= 1`.
         kv_cache: `[num_pages, page_size, head_dim_k]` in `q`'s dtype, or `[num_pages, page_size, 656]` uint8, the FP8
-            format of `mla_cache_write`, which is dequantized to `q`'s dtype first. Any `page_size >= 1`.
+            format of `mla_cache_write`, which is dequantized to `q`'s dtype first, or by the CUDA kernel for 16-bit
+            queries to float16. Any `page_size >= 1`.
         block_table: `[b, max_pages]` int32, the pages of each request in order. Entries past a request's length are
             ignored; a page outside `[0, num_pages)` makes its keys invisible.
         cache_seqlens: `[b]` int32, keys of each request, its queries' own included; clamped to

@@ -73,6 +73,7 @@ def assert_attention_close(got, truth):
     assert errors.max() <= limit, f"row {errors.argmax()}: {errors.max():.2e} > {limit:.0e}"
     # bfloat16 rounds by up to 2^-8, and twice: the probabilities and the result.
     bound = 2.0**-8 * (want_out.abs() + magnitude[~empty]) * limit / LIMITS[torch.bfloat16]
+    bound = bound + 2.0**-23 * want_out.abs().amax(-1, keepdim=True)  # float16's smallest probabilities
     assert ((out - want_out).abs() <= bound).all()
     assert ((lse - want_lse).abs() <= 1e-5 + 2.0**-20 * want_lse.abs()).all()
 
@@ -110,15 +111,16 @@ class Paged:
         return tuple(torch.stack(x) for x in zip(*per_request, strict=True))
 
 
-def paged(keys, q, page_size, *, poison=math.nan, spare_pages=2, spare_columns=1):
-    """Spreads each request's keys over pages in random order."""
-    device, (width, dtype) = q.device, (q.shape[-1], q.dtype)
+def paged(keys, q, page_size, *, rows=None, poison=math.nan, spare_pages=2, spare_columns=1):
+    """Spreads each request's keys over pages in random order: `rows`, where the cache holds them in another format."""
+    device, (width, dtype) = q.device, (q.shape[-1], q.dtype) if rows is None else (rows[0].shape[-1], rows[0].dtype)
+    rows = keys if rows is None else rows
     counts = [-(-len(k) // page_size) for k in keys]
     num_pages = sum(counts) + spare_pages
     order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(len(keys))).tolist()
     kv_cache = torch.full((num_pages, page_size, width), poison, dtype=dtype, device=device)
     table = [[GARBAGE[i % 3] for i in range(max(counts, default=0) + spare_columns)] for _ in keys]
-    for row, k in zip(table, keys, strict=True):
+    for row, k in zip(table, rows, strict=True):
         for i in range(-(-len(k) // page_size)):
             row[i] = order.pop()
             chunk = k[i * page_size : (i + 1) * page_size]
@@ -134,6 +136,32 @@ def random_case(device, lengths=LENGTHS, page_size=16, *, s_q=1, h=3, width=576,
     keys = [torch.randn(n, width, generator=generator).to(device, dtype) for n in lengths]
     q = torch.randn(len(lengths), s_q, h, width, generator=generator).to(device, dtype)
     return paged(keys, q, page_size, **options)
+
+
+FP8_POISON = (0x7F, 0xFF)
+"""Both are NaN in e4m3; four of the second are NaN in float32, and two in bfloat16, too."""
+
+
+def as_the_kernel_reads(rows):
+    """`[n, 656]` bytes of an FP8 cache as the kernel multiplies them: float16, scales rounded to its 11 bits."""
+    latents, sf, rotated = rows.split([512, 16, 128], -1)
+    scales = (sf.contiguous().view(torch.float32) * 256).half().float() / 256
+    latents = latents.contiguous().view(torch.float8_e4m3fn).float() * scales.repeat_interleave(128, -1)
+    return torch.cat((latents.half(), rotated.contiguous().view(torch.bfloat16).half()), -1)
+
+
+def fp8_case(
+    device, lengths=LENGTHS, page_size=16, *, s_q=1, h=3, dtype=torch.bfloat16, magnitude=1.0, poison=0xFF, **options
+):
+    """A cache in the FP8 format; the keys are those that the kernel reads."""
+    generator = torch.Generator().manual_seed(page_size * 100 + s_q)
+    latents = torch.randn(sum(lengths), 512, generator=generator).to(device) * magnitude
+    rotated = torch.randn(sum(lengths), 64, generator=generator).to(device, torch.bfloat16)
+    q8, sf = per_token_cast_to_fp8(latents)
+    rows = torch.cat([x.view(torch.uint8) for x in (q8, sf, rotated)], -1)
+    q = torch.randn(len(lengths), s_q, h, 576, generator=generator).to(device, dtype)
+    keys = as_the_kernel_reads(rows).split(lengths)
+    return paged(list(keys), q, page_size, rows=rows.split(lengths), poison=poison, **options)
 
 
 def name_keys(keys):
@@ -283,13 +311,15 @@ def test_an_fp8_cache_equals_its_dequantized_twin(dtype, device):
     twin = torch.cat((q8.double() * sf.double().repeat_interleave(128, -1), rope.double()), -1).to(dtype)
     case = replace(case, q=case.q.to(dtype))
     got = replace(case, kv_cache=fp8).decode()
-    if device == "cuda":  # where 16-bit caches have a kernel, and FP8 ones the reference
+    if device == "cuda":  # where caches have kernels, unless q is float32
+        if dtype != torch.float32:
+            twin = as_the_kernel_reads(fp8.flatten(0, 1)).view(twin.shape)
         held = zip(case.block_table.tolist(), case.keys, strict=True)
         keys = [
             torch.stack([twin.new_zeros(576), *(twin[pages[j // 16], j % 16] for j in range(len(k)))])
             for pages, k in held
         ]
-        assert_attention_close(got, replace(case, keys=[k[1:].to(dtype) for k in keys]).truth())
+        assert_attention_close(got, replace(case, keys=[k[1:] for k in keys]).truth())
     else:
         assert_same_bits(got, replace(case, kv_cache=twin).decode())
 
@@ -300,10 +330,34 @@ def test_decoding_from_an_fp8_cache_is_attention_over_what_it_holds(device):
     fp8 = torch.cat([x.view(torch.uint8) for x in (q8, sf, case.kv_cache[..., 512:].contiguous())], -1)
     keys = []
     for pages, k in zip(case.block_table.tolist(), case.keys, strict=True):
-        held = [mla_dequantized(fp8[pages[j // 64], j % 64]) for j in range(len(k))]
-        keys.append(torch.stack(held).bfloat16() if held else k)
+        held = [fp8[pages[j // 64], j % 64] for j in range(len(k))]
+        if held and device == "cuda":
+            keys.append(as_the_kernel_reads(torch.stack(held)))
+        else:
+            keys.append(torch.stack([mla_dequantized(row) for row in held]).bfloat16() if held else k)
     case = replace(case, kv_cache=fp8, keys=keys)
     assert_attention_close(case.decode(), case.truth())
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("s_q", [1, 3])
+def test_attention_over_an_fp8_cache_of_many_keys(s_q, dtype, page_size, device):
+    case = fp8_case(device, (0, 1, 700, 64, 999), page_size, s_q=s_q, h=16, dtype=dtype)
+    if device != "cuda":  # where the reference rounds keys to the type of q
+        case = replace(case, keys=[dequantized_rows(case, i).to(dtype) for i in range(len(case.keys))])
+    for scale in (UNIT, PEAKY):
+        assert_attention_close(case.decode(scale), case.truth(scale))
+
+
+def dequantized_rows(case, request):
+    """The keys of a request by the formula, in float32."""
+    pages = case.block_table[request].long()
+    key = torch.arange(len(case.keys[request]), device=pages.device)
+    rows = case.kv_cache[pages[key // case.kv_cache.shape[1]], key % case.kv_cache.shape[1]]
+    latents, sf, rotated = (x.contiguous() for x in rows.split([512, 16, 128], -1))
+    scales = sf.view(torch.float32).repeat_interleave(128, -1)
+    return torch.cat((latents.view(torch.float8_e4m3fn).float() * scales, rotated.view(torch.bfloat16).float()), -1)
 
 
 def mla_dequantized(row):

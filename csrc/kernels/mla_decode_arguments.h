@@ -8,7 +8,7 @@ namespace dso {
 struct MlaDecodeArguments {
     const void* q;  // [b, s_q, heads, 576], strides below
     int64_t q_stride_b, q_stride_s, q_stride_h;
-    const void* kv_cache;  // [num_pages, page_size, 576], strides below
+    const void* kv_cache;  // [num_pages, page_size, 576], or 656 bytes, strides below
     int64_t page_stride, key_stride;
     const int32_t* block_table;  // [b, max_pages]
     int64_t table_stride;

@@ -2,6 +2,7 @@
 //
 //   q              [b, s_q, heads, 576]         bf16 or f16      16-byte loads into swizzled tiles
 //   kv_cache       [num_pages, page_size, 576]  the same         TMA, 128-byte swizzle; or cp.async, 16 bytes at a time
+//                  or rows of 512 e4m3 | 4 f32 scales | 64 bf16  cp.async, and from there converted to f16 tiles
 //   block_table    [b, max_pages]               int32            plain loads by the loading warps
 //   cache_seqlens  [b]                          int32
 //   out            [b, s_q, heads, 512]         the type of q    16-byte stores through shared memory
@@ -21,14 +22,20 @@
 //           says that `exists` is written) and empty (one of each warp that multiplies from there).
 //           p_full: a tile's probabilities and corrections are written.   scored: its scores are there.
 //           q_taken: the queries have left the ring.   named 1: warpgroup 0, 2: all that compute.
-// Shared    MlaDecodeShared below: keys in two rings, of their left 256 channels (2 x 32 KiB) and of the others (3 x
-// 40),
-//           and 40 KiB of the queries. A tile's probabilities take the place of its rotated channels, which only the
-//           scores need.
-// Numerics  Scores and sums in float32. Probabilities are rounded to the type of q for the product with the values,
+// Shared    MlaDecodeShared below: keys in two rings, of their left 256 channels (2 x 32 KiB) and of the others (3 x 40
+//           KiB; 2 x 40 of an FP8 cache, and 42 of one tile's bytes on their way), and 40 KiB of the queries. A tile's
+//           probabilities take the place of its rotated channels, which only the scores need.
+// FP8       Each loading warp converts a quarter of the keys, whose bytes it has asked for itself: the left side, then
+//           the right one, each when its place is free, and scores begin with the left. The next tile's bytes of a side
+//           are asked for as soon as this one's are converted. All products are float16.
+// Numerics  Scores and sums in float32. Probabilities are rounded to the type of products for that with the values,
 //           which is divided by the sum of the rounded ones; lse is that of the unrounded ones. The bits depend on how
 //           many ways the keys are split.
-// Limits    Rows of q and of the cache start at multiples of 16 bytes. A page that does not exist is not read, nor is a
+//           FP8: the type of products is float16. A scale is rounded to its 11 bits, and so is scale * e4m3; a query
+//           and a rotated channel are exact where float16 has them.
+// Limits    FP8: queries and rotated channels beyond float16 count as +-65504, and a scale above 65504 / 448 as that.
+//           What is below 2^-25 counts as 0. NaN stays NaN.
+//           Rows of q and of the cache start at multiples of 16 bytes. A page that does not exist is not read, nor is a
 //           key past the length: they are zeros, and masked. So a NaN there leaves no trace; neither does one in a key
 //           that only later queries see.
 // Source    DeepSeek-V2 report, arXiv:2405.04434, section 2.1.   Launched by launch/mla_decode.cu.   docs/mla_decode.md
@@ -53,24 +60,61 @@ inline constexpr int kMlaTile = 64;  // rows, and keys
 inline constexpr int kMlaKeyDim = 576, kMlaValueDim = 512;
 inline constexpr int kMlaBoxes = kMlaKeyDim / 64, kMlaSideBoxes = kMlaValueDim / 64 / 2;  // of 64 channels
 inline constexpr int kMlaBoxBytes = kMlaTile * kSwizzleBytes, kMlaKeyTileBytes = kMlaBoxes * kMlaBoxBytes;
-inline constexpr int kMlaLeftStages = 2, kMlaRightStages = 3, kMlaMaxCluster = 8;
+inline constexpr int kMlaLeftStages = 2, kMlaMaxCluster = 8;
 inline constexpr int kMlaMathWarps = 12, kMlaMathThreads = 32 * kMlaMathWarps, kMlaThreads = kMlaMathThreads + 128;
+inline constexpr int kMlaLoadWarps = 4, kMlaQuarter = kMlaTile / kMlaLoadWarps;  // a loading warp's keys, if gathered
 inline constexpr int kMlaGroups = kMlaValueDim / 8;  // of eight columns, as accumulators have them
 inline constexpr int kMlaRowWarps = kMlaTile / 16;   // sixteenths of the rows, as the warps of a warpgroup have them
 
 inline constexpr int kMlaPartialSums = kMlaGroups * kMlaRowWarps * 32;  // of a part, four at a time
-inline constexpr int kMlaMaxParts = 256, kMlaLoadsAtOnce = 8;
+inline constexpr int kMlaMaxParts = 192, kMlaLoadsAtOnce = 8;
 
 /// What counts the parts that have come, in memory that nobody clears before: the upper bits say that it counts.
 inline constexpr unsigned long long kMlaCounts = 0x5F8E'3C21'D7A4ull << 16;
 
+/// Where the parts of an FP8 row begin, in bytes.
+inline constexpr int kMlaFp8Scales = kMlaValueDim, kMlaFp8Rotated = kMlaFp8Scales + 4 * sizeof(float);
+inline constexpr int kMlaFp8RowBytes = kMlaFp8Rotated + 2 * (kMlaKeyDim - kMlaValueDim);
+
+/// What the kernel is compiled for.
+template <ptx::HalfType query, bool is_fp8>
+struct MlaDecodeTypes {
+    static constexpr ptx::HalfType kQuery = query;                                   // and of the output
+    static constexpr bool kIsFp8 = is_fp8;                                           // the cache
+    static constexpr ptx::HalfType kOperand = kIsFp8 ? ptx::HalfType::kF16 : query;  // of products
+    static constexpr int kRightStages = kIsFp8 ? 2 : 3;
+    static constexpr int kLeftArrivals = kIsFp8 ? kMlaLoadWarps : 32 * kMlaLoadWarps;  // that make a stage full
+    static constexpr int kRightArrivals = kIsFp8 ? kMlaLoadWarps : 32 * kMlaLoadWarps + 1;
+};
+
+/// A loading warp's keys of an FP8 cache as the cache has them. The sides come and go by themselves.
+struct MlaRawKeys {
+    uint8_t latents[2][kMlaQuarter][kMlaValueDim / 2];
+    float scales[32][2];  // of each lane's key and half of a side
+    uint8_t rotated[kMlaQuarter][kSwizzleBytes];
+};
+
+/// What lies before the tiles. The last raw keys are tiles by the time that the first sums of rows are there.
+template <bool kIsFp8>
+struct MlaDecodeStaging {
+    SoftmaxPart rows[kMlaTile];
+};
+template <>
+struct MlaDecodeStaging<true> {
+    union {
+        SoftmaxPart rows[kMlaTile];
+        MlaRawKeys raw[kMlaLoadWarps];
+    };
+};
+
+template <int kRightStages>
 struct MlaDecodeTiles {
     alignas(kSwizzleAtomBytes) uint8_t left[kMlaLeftStages][kMlaSideBoxes][kMlaBoxBytes];
-    alignas(kSwizzleAtomBytes) uint8_t right[kMlaRightStages][kMlaSideBoxes + 1][kMlaBoxBytes];  // and rotated channels
+    alignas(kSwizzleAtomBytes) uint8_t right[kRightStages][kMlaSideBoxes + 1][kMlaBoxBytes];  // and rotated channels
     alignas(kSwizzleAtomBytes) uint8_t q[kMlaSideBoxes + 1][kMlaBoxBytes];  // of the right channels, and rotated ones
 
     /// The left channels of the queries, on their way to registers.
-    DSO_DEVICE uint8_t* q_left(int box) { return right[kMlaRightStages - 1][box]; }
+    DSO_DEVICE uint8_t* q_left(int box) { return right[kRightStages - 1][box]; }
     /// A tile's probabilities take the place of its rotated channels.
     DSO_DEVICE uint8_t* probabilities(uint32_t stage) { return right[stage][kMlaSideBoxes]; }
 };
@@ -81,26 +125,27 @@ struct MlaDecodeSums {
     float part_weights[kMlaMaxParts][kMlaTile];
 };
 
-struct MlaDecodeShared {
+template <typename Types>
+struct MlaDecodeShared : MlaDecodeStaging<Types::kIsFp8> {
     union {
-        MlaDecodeTiles tiles;
+        MlaDecodeTiles<Types::kRightStages> tiles;
         // When all products are there: what a warp stores, 16 rows by 256 columns; or what it lets the cluster read.
         uint8_t panels[2 * kMlaRowWarps][kMlaSideBoxes][16 * kSwizzleBytes];
         MlaDecodeSums sums;
     };
-    float correction[kMlaRightStages][kMlaTile];
-    SoftmaxPart rows[kMlaTile];
-    uint64_t exists[kMlaRightStages];  // a bit for each key of a tile
+    float correction[Types::kRightStages][kMlaTile];
+    uint64_t exists[Types::kRightStages];  // a bit for each key of a tile
     alignas(8) Pipeline<kMlaLeftStages> left;
-    Pipeline<kMlaRightStages> right;
-    uint64_t p_full[kMlaRightStages], scored[kMlaRightStages], q_taken;
+    Pipeline<Types::kRightStages> right;
+    uint64_t p_full[Types::kRightStages], scored[Types::kRightStages], q_taken;
     bool is_last;
 };
 
 /// Where a tile lies.
+template <typename Types>
 struct MlaRing {
     PipelineState<kMlaLeftStages> left;
-    PipelineState<kMlaRightStages> right;
+    PipelineState<Types::kRightStages> right;
 
     DSO_DEVICE void advance() {
         left.advance();
@@ -241,10 +286,11 @@ DSO_DEVICE void prefetch_pages(const MlaDecodeArguments& arguments, const MlaDec
 }
 
 /// A loading warp's share of a tile: one box of 64 channels of each side, and the first warp has the rotated ones.
+template <typename Types>
 class MlaDecodeLoader {
   public:
-    DSO_DEVICE MlaDecodeLoader(MlaDecodeShared& shared, const TensorMap* map, const MlaDecodeArguments& arguments,
-                               const MlaDecodeRows& rows, int warp)
+    DSO_DEVICE MlaDecodeLoader(MlaDecodeShared<Types>& shared, const TensorMap* map,
+                               const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int warp)
         : shared_(shared),
           map_(map),
           arguments_(arguments),
@@ -254,9 +300,9 @@ class MlaDecodeLoader {
 
     DSO_DEVICE void run(const MlaDecodeKeys& range) {
         const int num_tiles_by_tma = range.num_tiles_by_tma(arguments_);
-        MlaRing state;
+        MlaRing<Types> state;
         for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
-            if (i == kMlaRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
+            if (i == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
             // Before the ring has room:
             const MlaTileKeys keys = find_keys(arguments_, table_, range.some_see, range.first_tile + i, lane_);
             const uint64_t exists = keys.exists();
@@ -319,8 +365,8 @@ class MlaDecodeLoader {
         const auto* channels =
             static_cast<const uint8_t*>(arguments_.kv_cache) + first_box * kSwizzleBytes + chunk * 16;
 #pragma unroll 1
-        for (int i = 0; i < kMlaTile / 4; i += 4) {
-            const int key = warp_ * (kMlaTile / 4) + i + lane_ / 8;
+        for (int i = 0; i < kMlaQuarter; i += 4) {
+            const int key = warp_ * kMlaQuarter + i + lane_ / 8;
             const int page = held_by(keys.page, key), row = held_by(keys.row, key);
             const bool is_there = page >= 0;
             const int64_t offset = is_there ? page * arguments_.page_stride + row * arguments_.key_stride : 0;
@@ -332,15 +378,212 @@ class MlaDecodeLoader {
         ptx::cp_async_mbarrier_arrive(full);
     }
 
-    MlaDecodeShared& shared_;
+    MlaDecodeShared<Types>& shared_;
     const TensorMap* map_;
     const MlaDecodeArguments& arguments_;
     const int32_t* table_;
     const int warp_, lane_;
 };
 
+/// A scale as `dequantize` takes it: twice, times 2^8, so that those of small blocks are normal numbers. One whose
+/// block may not fit counts as the largest that does.
+DSO_DEVICE uint32_t scale_to_f16x2(float scale) {
+    constexpr float kLargest = 65504.f / 448.f;
+    const float factor = (scale > kLargest ? kLargest : scale) * 256.f;  // NaN stays NaN
+    return ptx::pack_f16x2(factor, factor);
+}
+
+/// Eight e4m3 values times a scale, in float16: the scale is rounded, and the product is.
+DSO_DEVICE uint4 dequantize(uint2 bytes, uint32_t scale) {
+    uint32_t pairs[4];
+    ptx::unpack_e4m3x4(bytes.x, pairs[0], pairs[1]);
+    ptx::unpack_e4m3x4(bytes.y, pairs[2], pairs[3]);
+    constexpr uint32_t kInverse = 0x1C00'1C00;  // 2^-8, twice: exact, whatever the e4m3 value
+#pragma unroll
+    for (uint32_t& pair : pairs) pair = ptx::multiply_f16x2(ptx::multiply_f16x2(pair, kInverse), scale);
+    return {pairs[0], pairs[1], pairs[2], pairs[3]};
+}
+
+/// Eight bfloat16 values as float16, at most 65504.
+DSO_DEVICE uint4 bf16_to_f16(uint4 values) {
+    uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (uint32_t& pair : pairs) {
+        const float2 x = unpack_half<ptx::HalfType::kBF16>(pair);
+        pair = ptx::pack_f16x2_finite(x.x, x.y);
+    }
+    return {pairs[0], pairs[1], pairs[2], pairs[3]};
+}
+
+/// A loading warp's share of the tiles of an FP8 cache: a quarter of the keys, all the way from the cache to the tile,
+/// so that no other warp is waited for. While one side is converted, the other is on its way, and so is the next tile's
+/// as soon as there is room.
+template <typename Types>
+class MlaFp8Loader {
+  public:
+    DSO_DEVICE MlaFp8Loader(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments,
+                            const MlaDecodeRows& rows, int warp)
+        : shared_(shared),
+          arguments_(arguments),
+          table_(arguments.block_table + rows.request * arguments.table_stride),
+          warp_(warp),
+          lane_(threadIdx.x % 32) {}
+
+    DSO_DEVICE void run(const MlaDecodeKeys& range) {
+        if (range.num_tiles == 0) return;
+        Key key = find_key(range, 0);
+        int64_t place = place_of(key);
+        request<0>(place);
+        ptx::cp_async_commit();
+        request<1>(place);
+        ptx::cp_async_commit();
+        MlaRing<Types> state;
+        for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
+            const bool is_last = i + 1 == range.num_tiles;
+            const bool exists = place >= 0;
+            if (!is_last) key = find_key(range, i + 1);  // long before it is needed
+
+            // The left product is through long before the right one, and scores begin with the left.
+            wait_for_older_request();
+            shared_.left.acquire(state.left);
+            convert<0>(shared_.tiles.left[state.left.stage]);
+            finish(&shared_.left.full[state.left.stage]);
+            place = place_of(key);
+            if (!is_last) request<0>(place);
+            ptx::cp_async_commit();
+
+            wait_for_older_request();
+            if (i == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
+            shared_.right.acquire(state.right);
+            auto& right = shared_.tiles.right[state.right.stage];
+            convert<1>(right);
+            convert_rotated(right[kMlaSideBoxes]);
+            const uint32_t which = __ballot_sync(0xFFFFFFFF, exists);
+            if (lane_ == 0)
+                reinterpret_cast<uint16_t*>(&shared_.exists[state.right.stage])[warp_] = static_cast<uint16_t>(which);
+            finish(&shared_.right.full[state.right.stage]);
+            if (!is_last) request<1>(place);
+            ptx::cp_async_commit();
+        }
+    }
+
+  private:
+    struct Key {
+        int page, row;
+    };
+
+    /// Key `lane % 16` of the warp's.
+    DSO_DEVICE Key find_key(const MlaDecodeKeys& range, int i) const {
+        const int key = (range.first_tile + i) * kMlaTile + warp_ * kMlaQuarter + lane_ % kMlaQuarter;
+        const int column = key / arguments_.page_size;
+        const bool is_seen = key >= 0 && key < range.some_see;  // beyond 2^31 keys are none
+        return {is_seen ? table_[column] : -1, key - column * arguments_.page_size};
+    }
+
+    /// Where the key begins in the cache; negative: there is no such key.
+    DSO_DEVICE int64_t place_of(Key key) const {
+        const bool exists = key.page >= 0 && key.page < arguments_.num_pages;
+        return exists ? key.page * arguments_.page_stride + key.row * arguments_.key_stride : -1;
+    }
+
+    /// Starts the copies of a side of the warp's keys: 0 is left, 1 right and the rotated channels. What does not exist
+    /// is zeros.
+    template <int kSide>
+    DSO_DEVICE void request(int64_t place) const {
+        MlaRawKeys& raw = shared_.raw[warp_];
+        copy<kMlaValueDim / 2>(raw.latents[kSide], kSide * kMlaValueDim / 2, place);
+        const int half = 2 * kSide + lane_ / kMlaQuarter;
+        ptx::cp_async_4(&raw.scales[lane_][kSide], source(place) + kMlaFp8Scales + 4 * half, place >= 0);
+        if (kSide == 1) copy<kSwizzleBytes>(raw.rotated, kMlaFp8Rotated, place);
+    }
+
+    /// `kBytes` of each key from its byte `first` onward.
+    template <int kBytes>
+    DSO_DEVICE void copy(uint8_t (&to)[kMlaQuarter][kBytes], int first, int64_t place) const {
+        constexpr int kLanes = kBytes / 16, kKeys = 32 / kLanes;  // of a key, at a time
+        const int chunk = lane_ % kLanes * 16;
+#pragma unroll 4  // there are few registers
+        for (int i = 0; i < kMlaQuarter; i += kKeys) {
+            const int key = i + lane_ / kLanes;
+            const int64_t from = __shfl_sync(0xFFFFFFFF, place, key);
+            ptx::cp_async_16(to[key] + chunk, source(from) + first + chunk, from >= 0);
+        }
+    }
+
+    DSO_DEVICE const uint8_t* source(int64_t place) const {
+        return static_cast<const uint8_t*>(arguments_.kv_cache) + (place >= 0 ? place : 0);
+    }
+
+    /// Until the older of two requests is there; by all lanes, each of which waits for its own copies.
+    DSO_DEVICE static void wait_for_older_request() {
+        ptx::cp_async_wait<1>();
+        __syncwarp();
+    }
+
+    /// Latents of a side; a lane has eight channels of every key, and hands round the scale of one key's 128.
+    template <int kSide>
+    DSO_DEVICE void convert(uint8_t (*boxes)[kMlaBoxBytes]) const {
+        const MlaRawKeys& raw = shared_.raw[warp_];
+        const uint8_t* from = raw.latents[kSide][0] + lane_ * 8;
+        const uint32_t to = chunk_of(boxes[lane_ / 8]);
+        const uint32_t own_scale = scale_to_f16x2(raw.scales[lane_][kSide]);
+        // Two keys at a time, whose chunks the swizzle treats alike, and the bytes of the next two are read ahead.
+        uint2 ahead[2];
+        const auto read = [&](int key) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+                ahead[j] = *reinterpret_cast<const uint2*>(from + (key + 8 * j) * (kMlaValueDim / 2));
+        };
+        read(0);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const uint2 latents[2] = {ahead[0], ahead[1]};
+            if (i + 1 < 8) read(i + 1);
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const uint32_t scale = __shfl_sync(0xFFFFFFFF, own_scale, i + 8 * j, kMlaQuarter);
+                store(to, i + 8 * j, dequantize(latents[j], scale));
+            }
+        }
+    }
+
+    DSO_DEVICE void convert_rotated(uint8_t* box) const {
+        const uint32_t to = chunk_of(box + lane_ / 8 * kSwizzleBytes) ^ lane_ / 8 * 16;
+        const uint8_t* from = shared_.raw[warp_].rotated[lane_ / 8] + lane_ % 8 * 16;
+#pragma unroll
+        for (int i = 0; i < kMlaQuarter; i += 4)
+            store(to, i, bf16_to_f16(*reinterpret_cast<const uint4*>(from + i * kSwizzleBytes)));
+    }
+
+    /// Where the lane's chunk of the warp's first key lies in shared memory, from its start, if `box` is the tile's.
+    DSO_DEVICE uint32_t chunk_of(const uint8_t* box) const {
+        const auto offset = static_cast<uint32_t>(box - reinterpret_cast<const uint8_t*>(&shared_));
+        return offset + warp_ * kMlaQuarter * kSwizzleBytes + lane_ % 8 * 16;
+    }
+
+    /// The chunk of the warp's key `i`, `swizzled_offset` in one instruction: the swizzle turns over bits of the place.
+    DSO_DEVICE void store(uint32_t first, int i, uint4 values) const {
+        *reinterpret_cast<uint4*>(reinterpret_cast<uint8_t*>(&shared_) + (first ^ i % 8 * 16) + i * kSwizzleBytes) =
+            values;
+    }
+
+    /// The warp's part of a side of a tile is written, and the raw keys are read.
+    DSO_DEVICE void finish(uint64_t* full) const {
+        ptx::fence_proxy_async_shared();
+        __syncwarp();
+        if (lane_ == 0) ptx::mbarrier_arrive(full);
+    }
+
+    MlaDecodeShared<Types>& shared_;
+    const MlaDecodeArguments& arguments_;
+    const int32_t* table_;
+    const int warp_, lane_;
+};
+
 /// The rows of q to shared memory, by the computing threads, six of them a row; zeros where there are none.
-DSO_DEVICE void load_queries(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeRows& rows) {
+template <typename Types>
+DSO_DEVICE void load_queries(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments,
+                             const MlaDecodeRows& rows) {
     constexpr int kThreadsOfRow = kMlaMathThreads / kMlaTile, kChunks = kMlaKeyDim / 8 / kThreadsOfRow;
     const int row = threadIdx.x / kThreadsOfRow, first_chunk = threadIdx.x % kThreadsOfRow;
     uint4 values[kChunks] = {};
@@ -355,6 +598,7 @@ DSO_DEVICE void load_queries(MlaDecodeShared& shared, const MlaDecodeArguments& 
     }
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
+        if constexpr (Types::kOperand != Types::kQuery) values[i] = bf16_to_f16(values[i]);
         const int chunk = first_chunk + i * kThreadsOfRow, box = chunk / 8;
         uint8_t* tile = box < kMlaSideBoxes ? shared.tiles.q_left(box) : shared.tiles.q[box - kMlaSideBoxes];
         *reinterpret_cast<uint4*>(tile + swizzled_offset(row, chunk % 8)) = values[i];
@@ -366,11 +610,11 @@ DSO_DEVICE void load_queries(MlaDecodeShared& shared, const MlaDecodeArguments& 
 // ------------------------------------------------------------------------------------------------------- math
 
 /// Warpgroup 0: scores and softmax.
-template <ptx::HalfType type>
+template <typename Types>
 class MlaDecodeScores {
   public:
-    DSO_DEVICE MlaDecodeScores(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeRows& rows,
-                               const MlaDecodeKeys& keys, int warp)
+    DSO_DEVICE MlaDecodeScores(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments,
+                               const MlaDecodeRows& rows, const MlaDecodeKeys& keys, int warp)
         : shared_(shared),
           scale_log2_(arguments.scale_log2),
           first_tile_(keys.first_tile),
@@ -399,6 +643,10 @@ class MlaDecodeScores {
     }
 
   private:
+    using Ring = MlaRing<Types>;
+    static constexpr ptx::HalfType kType = Types::kOperand;
+    using Wgmma = ptx::WgmmaHalf<kType, 64>;
+
     DSO_DEVICE int row(int i) const { return warp_ * 16 + lane_ / 4 + 8 * i; }
 
     DSO_DEVICE void take_queries() {
@@ -414,7 +662,7 @@ class MlaDecodeScores {
 
     DSO_DEVICE void compute() {
         float scores[32], correction[2];
-        MlaRing state;
+        Ring state;
         for (int i = 0; i < num_tiles_; ++i, state.advance()) {
             start_scores(scores, i, state);
             ptx::wgmma_wait<0>();
@@ -425,34 +673,53 @@ class MlaDecodeScores {
         }
     }
 
-    DSO_DEVICE void start_scores(float (&scores)[32], int i, const MlaRing& state) {
-        using Wgmma = ptx::WgmmaHalf<type, 64>;
-        const bool gathered = i >= num_tiles_by_tma_;
-        // 20 descriptors of q, the same for every tile: not to be kept in registers.
-        const uint64_t q = wgmma_descriptor(shared_.tiles.q[0] + ptx::compute_here(0));
-        const uint64_t right = wgmma_descriptor(shared_.tiles.right[state.right.stage]);
-        const uint64_t left = wgmma_descriptor(shared_.tiles.left[state.left.stage]);
-        shared_.right.wait(state.right);
-        if (gathered) ptx::fence_proxy_async_shared();
-        ptx::keep_in_order(scores);
-        ptx::wgmma_fence();
-#pragma unroll
-        for (int j = 0; j < 4 * (kMlaSideBoxes + 1); ++j) {
-            const int offset = j / 4 * kMlaBoxBytes + j % 4 * 32;
-            Wgmma::mma(scores, advance_descriptor(q, offset), advance_descriptor(right, offset), j != 0);
+    DSO_DEVICE void start_scores(float (&scores)[32], int i, const Ring& state) {
+        // Loading warps that convert have fenced their writes themselves.
+        const bool needs_fence = !Types::kIsFp8 && i >= num_tiles_by_tma_;
+        // The side that is there first: TMA loads the right one first, for it is free first.
+        if constexpr (Types::kIsFp8) {
+            add_left(scores, needs_fence, state, true);
+            add_right(scores, needs_fence, state, false);
+        } else {
+            add_right(scores, needs_fence, state, true);
+            add_left(scores, needs_fence, state, false);
         }
-        shared_.left.wait(state.left);
-        if (gathered) ptx::fence_proxy_async_shared();
-#pragma unroll
-        for (int j = 0; j < 4 * kMlaSideBoxes; ++j)
-            Wgmma::mma_registers(scores, q_[j], advance_descriptor(left, j / 4 * kMlaBoxBytes + j % 4 * 32), true);
         ptx::wgmma_commit();
         ptx::keep_in_order(scores);
     }
 
+    DSO_DEVICE void add_right(float (&scores)[32], bool needs_fence, const Ring& state, bool is_first) {
+        // 20 descriptors of q, the same for every tile: not to be kept in registers.
+        const uint64_t q = wgmma_descriptor(shared_.tiles.q[0] + ptx::compute_here(0));
+        const uint64_t right = wgmma_descriptor(shared_.tiles.right[state.right.stage]);
+        shared_.right.wait(state.right);
+        if (needs_fence) ptx::fence_proxy_async_shared();
+        if (is_first) begin(scores);
+#pragma unroll
+        for (int j = 0; j < 4 * (kMlaSideBoxes + 1); ++j) {
+            const int offset = j / 4 * kMlaBoxBytes + j % 4 * 32;
+            Wgmma::mma(scores, advance_descriptor(q, offset), advance_descriptor(right, offset), !is_first || j != 0);
+        }
+    }
+
+    DSO_DEVICE void add_left(float (&scores)[32], bool needs_fence, const Ring& state, bool is_first) {
+        const uint64_t left = wgmma_descriptor(shared_.tiles.left[state.left.stage]);
+        shared_.left.wait(state.left);
+        if (needs_fence) ptx::fence_proxy_async_shared();
+        if (is_first) begin(scores);
+#pragma unroll
+        for (int j = 0; j < 4 * kMlaSideBoxes; ++j)
+            Wgmma::mma_registers(scores, q_[j], advance_descriptor(left, j / 4 * kMlaBoxBytes + j % 4 * 32),
+                                 !is_first || j != 0);
+    }
+
+    DSO_DEVICE static void begin(float (&scores)[32]) {
+        ptx::keep_in_order(scores);
+        ptx::wgmma_fence();
+    }
+
     /// Scores to probabilities.
-    DSO_DEVICE void take_probabilities(float (&scores)[32], float (&correction)[2], int first_key,
-                                       const MlaRing& state) {
+    DSO_DEVICE void take_probabilities(float (&scores)[32], float (&correction)[2], int first_key, const Ring& state) {
         const uint64_t exists = shared_.exists[state.right.stage];
         const bool all_see_all = first_key <= all_see_ - kMlaTile;
         if (exists != ~uint64_t{0} || !all_see_all) {
@@ -482,7 +749,7 @@ class MlaDecodeScores {
 
     /// A key that some rows see and others do not may hold NaN, and 0 * NaN is NaN: its value is cleared. The rows that
     /// see it have a NaN score by then, or an infinite one.
-    DSO_DEVICE void remove_poison(const float (&scores)[32], const uint64_t (&seen)[2], const MlaRing& state) {
+    DSO_DEVICE void remove_poison(const float (&scores)[32], const uint64_t (&seen)[2], const Ring& state) {
         ptx::named_barrier_sync(1, 128);  // all warps have their scores
         uint32_t poisoned = 0;            // a bit for each element
 #pragma unroll
@@ -502,7 +769,7 @@ class MlaDecodeScores {
         }
     }
 
-    DSO_DEVICE void send(const float (&scores)[32], const float (&correction)[2], const MlaRing& state) {
+    DSO_DEVICE void send(const float (&scores)[32], const float (&correction)[2], const Ring& state) {
         // When all warps have their scores the rotated channels are not needed any more.
         ptx::mbarrier_wait(&shared_.scored[state.right.stage], state.right.phase);
         uint8_t* tile = shared_.tiles.probabilities(state.right.stage);
@@ -510,8 +777,8 @@ class MlaDecodeScores {
         for (int k = 0; k < 4; ++k) {
             const float* x = &scores[8 * k];
             ptx::stmatrix_x4(tile + swizzled_offset(warp_ * 16 + lane_ % 16, 2 * k + lane_ / 16),
-                             pack_half<type>(x[0], x[1]), pack_half<type>(x[2], x[3]), pack_half<type>(x[4], x[5]),
-                             pack_half<type>(x[6], x[7]));
+                             pack_half<kType>(x[0], x[1]), pack_half<kType>(x[2], x[3]), pack_half<kType>(x[4], x[5]),
+                             pack_half<kType>(x[6], x[7]));
         }
         if (lane_ % 4 == 0) {
 #pragma unroll
@@ -522,7 +789,7 @@ class MlaDecodeScores {
         if (lane_ == 0) ptx::mbarrier_arrive(&shared_.p_full[state.right.stage]);
     }
 
-    MlaDecodeShared& shared_;
+    MlaDecodeShared<Types>& shared_;
     const float scale_log2_;
     const int first_tile_, num_tiles_, num_tiles_by_tma_;
     const int all_see_;
@@ -554,20 +821,21 @@ using MlaValueSums = float[2][64];
 
 /// Warpgroups 1 and 2: `sums` = p @ v, of the left columns or the right ones. The right one adds up the
 /// probabilities, too, and leaves their sums in `shared.rows`.
-template <ptx::HalfType type, bool kIsRight>
-DSO_DEVICE void compute_values(MlaDecodeShared& shared, int num_tiles, int num_tiles_by_tma, MlaValueSums& sums) {
+template <typename Types, bool kIsRight>
+DSO_DEVICE void compute_values(MlaDecodeShared<Types>& shared, int num_tiles, int num_tiles_by_tma,
+                               MlaValueSums& sums) {
     const int thread = threadIdx.x % 128, lane = thread % 32, row = thread / 32 * 16 + lane / 4;
     float row_sum = 0.f;  // of half of row thread / 2
-    MlaRing state;
+    MlaRing<Types> state;
     for (int i = 0; i < num_tiles; ++i) {
         ptx::mbarrier_wait(&shared.p_full[state.right.stage], state.right.phase);
         const float* correction = shared.correction[state.right.stage];
         const uint8_t* p = shared.tiles.probabilities(state.right.stage);
-        MlaRing next = state;
+        MlaRing<Types> next = state;
         next.advance();
         for (auto& half : sums) scale_rows(half, correction[row], correction[row + 8]);
         if constexpr (kIsRight) {
-            row_sum = row_sum * correction[thread / 2] + sum_probabilities<type>(p, thread / 2, thread % 2);
+            row_sum = row_sum * correction[thread / 2] + sum_probabilities<Types::kOperand>(p, thread / 2, thread % 2);
             if (i + 1 < num_tiles) ptx::mbarrier_wait(&shared.scored[next.right.stage], next.right.phase);
         }
         // Full long since, but it orders these reads after TMA's writes.
@@ -579,7 +847,7 @@ DSO_DEVICE void compute_values(MlaDecodeShared& shared, int num_tiles, int num_t
             shared.left.wait(state.left);
             values = shared.tiles.left[state.left.stage][0];
         }
-        if (i >= num_tiles_by_tma) ptx::fence_proxy_async_shared();
+        if (!Types::kIsFp8 && i >= num_tiles_by_tma) ptx::fence_proxy_async_shared();
         const uint64_t a = wgmma_descriptor(p);
         const uint64_t v = wgmma_transposed_descriptor(values, kMlaBoxBytes);
         for (auto& half : sums) ptx::keep_in_order(half);
@@ -588,7 +856,7 @@ DSO_DEVICE void compute_values(MlaDecodeShared& shared, int num_tiles, int num_t
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                ptx::WgmmaHalf<type, 128>::mma_transposed(
+                ptx::WgmmaHalf<Types::kOperand, 128>::mma_transposed(
                     sums[half], advance_descriptor(a, 32 * k),
                     advance_descriptor(v, half * 2 * kMlaBoxBytes + k * 16 * kSwizzleBytes), true);
         }
@@ -611,9 +879,9 @@ DSO_DEVICE void compute_values(MlaDecodeShared& shared, int num_tiles, int num_t
 // --------------------------------------------------------------------------------------------------- epilogue
 
 /// Of a CTA that has all keys: by the values' warps, `warp` the place among them, straight to the caller.
-template <ptx::HalfType type>
-DSO_DEVICE void store_values(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, const MlaDecodeRows& rows,
-                             const MlaValueSums& sums, int warp) {
+template <typename Types>
+DSO_DEVICE void store_values(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments,
+                             const MlaDecodeRows& rows, const MlaValueSums& sums, int warp) {
     const int lane = threadIdx.x % 32;
     const int side = warp / kMlaRowWarps, first_row = warp % kMlaRowWarps * 16;
     float inverse[2];
@@ -631,10 +899,10 @@ DSO_DEVICE void store_values(MlaDecodeShared& shared, const MlaDecodeArguments& 
     for (int j = 0; j < 16; ++j) {
         const float* x = &sums[j / 8][j % 8 * 8];
         ptx::stmatrix_x4(panels[j / 4] + swizzled_offset(lane % 16, j % 4 * 2 + lane / 16),
-                         pack_half<type>(x[0] * inverse[0], x[1] * inverse[0]),
-                         pack_half<type>(x[2] * inverse[1], x[3] * inverse[1]),
-                         pack_half<type>(x[4] * inverse[0], x[5] * inverse[0]),
-                         pack_half<type>(x[6] * inverse[1], x[7] * inverse[1]));
+                         pack_half<Types::kQuery>(x[0] * inverse[0], x[1] * inverse[0]),
+                         pack_half<Types::kQuery>(x[2] * inverse[1], x[3] * inverse[1]),
+                         pack_half<Types::kQuery>(x[4] * inverse[0], x[5] * inverse[0]),
+                         pack_half<Types::kQuery>(x[6] * inverse[1], x[7] * inverse[1]));
     }
     __syncwarp();
     const int num_rows = min(16, rows.num_rows - first_row);
@@ -646,7 +914,9 @@ DSO_DEVICE void store_values(MlaDecodeShared& shared, const MlaDecodeArguments& 
 }
 
 /// Of a CTA that shares keys: by the values' warps likewise, as they lie in registers, for the cluster to read.
-DSO_DEVICE void lay_out_values(MlaDecodeShared& shared, const MlaDecodeRows& rows, const MlaValueSums& sums, int warp) {
+template <typename Types>
+DSO_DEVICE void lay_out_values(MlaDecodeShared<Types>& shared, const MlaDecodeRows& rows, const MlaValueSums& sums,
+                               int warp) {
     const int lane = threadIdx.x % 32;
     const int side = warp / kMlaRowWarps, row_warp = warp % kMlaRowWarps;
     if (row_warp * 16 >= rows.num_rows) return;
@@ -658,10 +928,10 @@ DSO_DEVICE void lay_out_values(MlaDecodeShared& shared, const MlaDecodeRows& row
 }
 
 /// By all warps that compute: adds up the cluster's sums, and the parts if this is the last of them to come.
-template <ptx::HalfType type>
+template <typename Types>
 class MlaDecodeCombination {
   public:
-    DSO_DEVICE MlaDecodeCombination(MlaDecodeShared& shared, const MlaDecodeArguments& arguments, int warp)
+    DSO_DEVICE MlaDecodeCombination(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments, int warp)
         : shared_(shared),
           arguments_(arguments),
           size_(static_cast<int>(ptx::cluster_size())),
@@ -868,7 +1138,7 @@ class MlaDecodeCombination {
     /// Two neighbours of each of this lane's rows, to the caller.
     DSO_DEVICE void store_group(int group, float4 x) const {
         const int column = group * 8 + lane_ % 4 * 2;
-        const uint32_t pairs[2] = {pack_half<type>(x.x, x.y), pack_half<type>(x.z, x.w)};
+        const uint32_t pairs[2] = {pack_half<Types::kQuery>(x.x, x.y), pack_half<Types::kQuery>(x.z, x.w)};
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             if (row(h) >= rows_.num_rows) continue;
@@ -877,7 +1147,7 @@ class MlaDecodeCombination {
         }
     }
 
-    MlaDecodeShared& shared_;
+    MlaDecodeShared<Types>& shared_;
     const MlaDecodeArguments& arguments_;
     const int size_, rank_;
     const MlaDecodeRows rows_;
@@ -886,22 +1156,22 @@ class MlaDecodeCombination {
 
 // ----------------------------------------------------------------------------------------------------- kernel
 
-template <ptx::HalfType type>
+template <typename Types>
 __global__ void __launch_bounds__(kMlaThreads, 1)
     sm90_mla_decode_kernel(const __grid_constant__ TensorMap map_kv,
                            const __grid_constant__ MlaDecodeArguments arguments) {
-    static_assert(sizeof(MlaDecodeShared) <= 232448, "more shared memory than a CTA can have");
-    auto& shared = ptx::dynamic_shared<MlaDecodeShared>();
+    static_assert(sizeof(MlaDecodeShared<Types>) <= 232448, "more shared memory than a CTA can have");
+    auto& shared = ptx::dynamic_shared<MlaDecodeShared<Types>>();
     // The same value in the whole warp, and the compiler must know it: roles are branches, not predicates.
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
     const int cluster_size = static_cast<int>(ptx::cluster_size()), rank = static_cast<int>(ptx::cluster_rank());
 
     if (warp == kMlaMathWarps) {
-        shared.left.init(threadIdx.x % 32, 128, 4);
-        shared.right.init(threadIdx.x % 32, 128 + 1, 8);
+        shared.left.init(threadIdx.x % 32, Types::kLeftArrivals, 4);
+        shared.right.init(threadIdx.x % 32, Types::kRightArrivals, 8);
         if (threadIdx.x % 32 == 0) {
             if (arguments.box_rows != 0) ptx::prefetch_tensor_map(&map_kv);
-            for (int stage = 0; stage < kMlaRightStages; ++stage) {
+            for (int stage = 0; stage < Types::kRightStages; ++stage) {
                 ptx::mbarrier_init(&shared.p_full[stage], 4);
                 ptx::mbarrier_init(&shared.scored[stage], 4);
             }
@@ -915,8 +1185,12 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     ptx::grid_dependency_wait();
     if (warp >= kMlaMathWarps) {
         ptx::setmaxnreg_dec<32>();
-        MlaDecodeLoader loader(shared, &map_kv, arguments, rows, warp - kMlaMathWarps);
-        loader.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
+        const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);
+        if constexpr (Types::kIsFp8) {
+            MlaFp8Loader<Types>(shared, arguments, rows, warp - kMlaMathWarps).run(keys);
+        } else {
+            MlaDecodeLoader<Types>(shared, &map_kv, arguments, rows, warp - kMlaMathWarps).run(keys);
+        }
         return;
     }
     ptx::setmaxnreg_inc<160>();
@@ -925,25 +1199,25 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     load_queries(shared, arguments, rows);
     const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);
     if (warp < 4) {
-        MlaDecodeScores<type>(shared, arguments, rows, keys, warp).run();
+        MlaDecodeScores<Types>(shared, arguments, rows, keys, warp).run();
         ptx::named_barrier_sync(2, kMlaMathThreads);
     } else {
         MlaValueSums sums = {};
         const int num_tiles_by_tma = keys.num_tiles_by_tma(arguments);
         if (warp < 8) {
-            compute_values<type, false>(shared, keys.num_tiles, num_tiles_by_tma, sums);
+            compute_values<Types, false>(shared, keys.num_tiles, num_tiles_by_tma, sums);
         } else {
-            compute_values<type, true>(shared, keys.num_tiles, num_tiles_by_tma, sums);
+            compute_values<Types, true>(shared, keys.num_tiles, num_tiles_by_tma, sums);
         }
         ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there, and no product is running
         const MlaDecodeRows rows_again(arguments);
         if (is_alone(arguments)) {
-            store_values<type>(shared, arguments, rows_again, sums, warp - 4);
+            store_values(shared, arguments, rows_again, sums, warp - 4);
         } else {
             lay_out_values(shared, rows_again, sums, warp - 4);
         }
     }
-    if (!is_alone(arguments)) MlaDecodeCombination<type>(shared, arguments, warp).run();
+    if (!is_alone(arguments)) MlaDecodeCombination<Types>(shared, arguments, warp).run();
 }
 
 }  // namespace dso

@@ -286,11 +286,12 @@ typedef struct dso_row_sum {
 DSO_API dso_status dso_moe_unpermute(const dso_row_sum* sum, dso_stream stream);
 
 // out, lse = attention of absorbed MLA over a paged cache of 576 channels, the first 512 of which are also the values.
+// An FP8 cache is multiplied in float16, to which its keys are rounded.
 // A key past its request's length, or of a page that does not exist, is not read. A row that sees no key gets zeros and
 // an lse of -inf.
 typedef struct dso_mla_decode {
     const void* q;                                  // [b, s_q, num_heads, 576] of dtype
-    const void* kv_cache;                           // [num_pages, page_size, 576] of dtype
+    const void* kv_cache;                           // [num_pages, page_size, 576] of dtype, or 656 bytes with fp8
     const int32_t* block_table;                     // [b, max_pages], rows contiguous
     const int32_t* cache_seqlens;                   // [b]
     void* out;                                      // [b, s_q, num_heads, 512] of dtype
@@ -298,12 +299,13 @@ typedef struct dso_mla_decode {
     void* workspace;                                // as many bytes as the plan says
     int64_t b, s_q, num_heads;                      // num_heads at least 1
     int64_t num_pages, page_size, max_pages;        // page_size at least 1
-    int64_t q_stride_b, q_stride_s, q_stride_h;     // multiples of 8, as are all but the table's: rows are aligned
-    int64_t page_stride, key_stride, table_stride;  // to 16 bytes
+    int64_t q_stride_b, q_stride_s, q_stride_h;     // rows of q, of the cache and of out are aligned to 16 bytes
+    int64_t page_stride, key_stride, table_stride;  // the cache's in its elements, which are bytes with fp8
     int64_t out_stride_b, out_stride_s, out_stride_h;
     dso_dtype dtype;       // DSO_BF16 or DSO_F16
     double softmax_scale;  // positive
     int causal;            // 1: query i of s_q sees the keys up to cache_seqlens - s_q + i; 0: all
+    int fp8;               // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16, which count as float16
 } dso_mla_decode;
 
 // How many CTAs share the keys of a request, from extents alone: 1, 2, 4 or 8 of a cluster, and clusters.

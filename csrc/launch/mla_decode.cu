@@ -48,7 +48,7 @@ bool is_possible(const dso_mla_decode_plan& plan) {
 
 /// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; 0 where none do.
 int box_rows_of(const dso_mla_decode& decode) {
-    if (decode.num_pages == 0) return 0;
+    if (decode.num_pages == 0 || decode.fp8) return 0;
     if (decode.page_size % kMlaTile == 0) return kMlaTile;
     return kMlaTile % decode.page_size == 0 && decode.page_size >= 8 ? static_cast<int>(decode.page_size) : 0;
 }
@@ -87,7 +87,7 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             static_cast<float>(decode.softmax_scale * 1.4426950408889634)};
 }
 
-template <ptx::HalfType type>
+template <typename Types>
 dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device, dso_stream stream) {
     const MlaDecodeShape shape(decode);
     const MlaDecodeScratch scratch(shape, plan);
@@ -100,13 +100,20 @@ dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan,
         DSO_TRY(encode_tensor_map({decode.kv_cache, decode.num_pages, decode.page_size, kMlaKeyDim, decode.page_stride,
                                    decode.key_stride, 2, arguments.box_rows, 64, true},
                                   &map_kv));
-    constexpr auto kernel = sm90_mla_decode_kernel<type>;
-    constexpr int kSharedBytes = sizeof(MlaDecodeShared);
+    constexpr auto kernel = sm90_mla_decode_kernel<Types>;
+    constexpr int kSharedBytes = sizeof(MlaDecodeShared<Types>);
     DSO_TRY(allow_shared_memory<kernel>(device, kSharedBytes));
     return launch_kernel(kernel,
                          {dim3(static_cast<unsigned>(num_ctas), static_cast<unsigned>(plan.num_parts)),
                           dim3(kMlaThreads), kSharedBytes, stream, plan.cluster_size, true},
                          map_kv, arguments);
+}
+
+template <ptx::HalfType query>
+dso_status launch_for_cache(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device,
+                            dso_stream stream) {
+    return decode.fp8 ? launch<MlaDecodeTypes<query, true>>(decode, plan, device, stream)
+                      : launch<MlaDecodeTypes<query, false>>(decode, plan, device, stream);
 }
 
 bool is_empty(const dso_mla_decode& decode) { return decode.b == 0 || decode.s_q == 0; }
@@ -122,9 +129,9 @@ extern "C" dso_status dso_plan_mla_decode(const dso_mla_decode* decode, dso_mla_
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
     const MlaDecodeShape shape(*decode);
-    const MlaDecodeSplits splits =
-        plan_mla_decode(shape.num_units, shape.num_row_tiles,
-                        std::min<int64_t>(decode->s_q * decode->num_heads, kMlaTile), shape.max_keys, num_sms);
+    const MlaDecodeSplits splits = plan_mla_decode(
+        shape.num_units, shape.num_row_tiles, std::min<int64_t>(decode->s_q * decode->num_heads, kMlaTile),
+        shape.max_keys, decode->fp8 ? kMlaFp8RowBytes : 2 * kMlaKeyDim, num_sms);
     *plan = {splits.cluster_size, splits.num_parts, 0};
     plan->workspace_bytes = MlaDecodeScratch(shape, *plan).num_bytes();
     return DSO_OK;
@@ -138,6 +145,6 @@ extern "C" dso_status dso_mla_decode_by_plan(const dso_mla_decode* decode, const
     if (is_empty(*decode)) return DSO_OK;
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
-    return decode->dtype == DSO_BF16 ? launch<ptx::HalfType::kBF16>(*decode, *plan, device, stream)
-                                     : launch<ptx::HalfType::kF16>(*decode, *plan, device, stream);
+    return decode->dtype == DSO_BF16 ? launch_for_cache<ptx::HalfType::kBF16>(*decode, *plan, device, stream)
+                                     : launch_for_cache<ptx::HalfType::kF16>(*decode, *plan, device, stream);
 }

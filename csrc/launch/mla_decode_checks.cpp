@@ -8,8 +8,10 @@ namespace dso {
 
 dso_status check_mla_decode(const dso_mla_decode& decode) {
     const auto wrong = [](const char* what) { return fail(DSO_INVALID, "mla_decode: %s", what); };
-    const auto rows_are_aligned = [](const void* x, int64_t stride_0, int64_t stride_1, int64_t stride_2) {
-        return reinterpret_cast<uintptr_t>(x) % 16 == 0 && stride_0 % 8 == 0 && stride_1 % 8 == 0 && stride_2 % 8 == 0;
+    const auto rows_are_aligned = [](const void* x, int64_t stride_0, int64_t stride_1, int64_t stride_2,
+                                     int64_t elements = 8) {  // of 16 bytes
+        return reinterpret_cast<uintptr_t>(x) % 16 == 0 && stride_0 % elements == 0 && stride_1 % elements == 0 &&
+               stride_2 % elements == 0;
     };
     constexpr int64_t kMost = (int64_t{1} << 31) - 1;
     if (decode.dtype != DSO_BF16 && decode.dtype != DSO_F16) return wrong("bfloat16 or float16");
@@ -20,7 +22,7 @@ dso_status check_mla_decode(const dso_mla_decode& decode) {
         return wrong("more than 2^31 rows of a request, or of a page");
     if (!rows_are_aligned(decode.q, decode.q_stride_b, decode.q_stride_s, decode.q_stride_h) ||
         !rows_are_aligned(decode.out, decode.out_stride_b, decode.out_stride_s, decode.out_stride_h) ||
-        !rows_are_aligned(decode.kv_cache, decode.page_stride, decode.key_stride, 0))
+        !rows_are_aligned(decode.kv_cache, decode.page_stride, decode.key_stride, 0, decode.fp8 ? 16 : 8))
         return wrong("rows must start at multiples of 16 bytes");
     if (!(decode.softmax_scale > 0) || !std::isfinite(decode.softmax_scale))
         return wrong("softmax_scale must be positive and finite");

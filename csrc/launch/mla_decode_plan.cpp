@@ -10,13 +10,13 @@ namespace {
 // Microseconds, fitted to plans measured on an H200 (docs/mla_decode.md).
 constexpr double kCta = 6.5;  // to start, to load q and the first keys, and to store
 constexpr double kTileOfTensorCore = 1.8;
-constexpr double kTileOfMemory = 72 * 1024 / 4.25e6;        // if no other SM read
+constexpr double kTileKeys = 64, kBytesOfMemory = 4.25e6;   // that arrive at one SM if no other reads
 constexpr double kRound = .25, kSourceOfRound = .19;        // to add up what the warps of a cluster have at a time
 constexpr double kParts = 1.5, kPartsOfRound = .85;         // to add up several parts, and eight of them at a time
 constexpr int kWarps = 12, kGroups = 64, kPartsAtOnce = 8;  // see kernels/sm90_mla_decode.cuh
 
 struct Problem {
-    int64_t num_units, num_row_tiles, num_row_warps, num_tiles;
+    int64_t num_units, num_row_tiles, num_row_warps, num_tiles, key_bytes;
     int num_sms;
 };
 
@@ -31,7 +31,8 @@ double cost(const MlaDecodeSplits& splits, const Problem& problem) {
     const int64_t tiles = ceil_div(problem.num_tiles, size * num_parts);
     // The tiles of rows of a request read the same keys, and L2 serves all but the first.
     const double readers = static_cast<double>(std::min(num_ctas, slots)) / static_cast<double>(problem.num_row_tiles);
-    const double tile = std::max(kTileOfTensorCore, kTileOfMemory * readers);
+    const double tile_of_memory = kTileKeys * static_cast<double>(problem.key_bytes) / kBytesOfMemory;
+    const double tile = std::max(kTileOfTensorCore, tile_of_memory * readers);
     double time = static_cast<double>(waves) * (kCta + static_cast<double>(tiles) * tile);
     if (size == 1 && num_parts == 1) return time;
     const auto rounds = static_cast<double>(ceil_div(kGroups / size * problem.num_row_warps, int64_t{kWarps}));
@@ -44,10 +45,10 @@ double cost(const MlaDecodeSplits& splits, const Problem& problem) {
 }  // namespace
 
 MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t num_rows, int64_t max_keys,
-                                int num_sms) {
+                                int64_t key_bytes, int num_sms) {
     constexpr int64_t kFewTiles = 4;  // not worth sharing; so short sequences get the same bits in every batch
     const Problem problem{num_units, num_row_tiles, ceil_div<int64_t>(num_rows, 16), ceil_div<int64_t>(max_keys, 64),
-                          num_sms};
+                          key_bytes, num_sms};
     MlaDecodeSplits best{1, 1};
     if (problem.num_tiles <= kFewTiles || num_units == 0) return best;
     double least = cost(best, problem);

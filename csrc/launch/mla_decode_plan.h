@@ -12,8 +12,8 @@ struct MlaDecodeSplits {
 };
 
 /// For `num_units` tiles of up to `num_rows` rows, `num_row_tiles` of them of the same request, over up to `max_keys`
-/// keys.
+/// keys of `key_bytes` each.
 MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t num_rows, int64_t max_keys,
-                                int num_sms);
+                                int64_t key_bytes, int num_sms);
 
 }  // namespace dso

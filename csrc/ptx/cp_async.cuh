@@ -25,4 +25,14 @@ DSO_DEVICE void cp_async_mbarrier_arrive(uint64_t* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_addr(barrier)) : "memory");
 }
 
+/// `cp.async.commit_group`: this thread's copies since the last one become a group, which may be empty.
+DSO_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// `cp.async.wait_group`: until all of this thread's groups but the last `kPending` are done. Other threads see the
+/// bytes after a barrier.
+template <int kPending>
+DSO_DEVICE void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
 }  // namespace dso::ptx

@@ -19,4 +19,11 @@ DSO_DEVICE float exp2(float x) {
     return y;
 }
 
+/// `mul.rn.f16x2`: two products of float16, each rounded; subnormal ones, too.
+DSO_DEVICE uint32_t multiply_f16x2(uint32_t x, uint32_t y) {
+    uint32_t product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(x), "r"(y));
+    return product;
+}
+
 }  // namespace dso::ptx

@@ -43,6 +43,13 @@ DSO_DEVICE uint32_t pack_f16x2(float low, float high) {
     return packed;
 }
 
+/// The same, but what is too large becomes 65504. NaN stays NaN.
+DSO_DEVICE uint32_t pack_f16x2_finite(float low, float high) {
+    uint32_t packed;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
 /// `cvt.f32.f16`, twice: what `pack_f16x2` packed.
 DSO_DEVICE float2 unpack_f16x2(uint32_t packed) {
     float2 x;
@@ -64,6 +71,14 @@ DSO_DEVICE uint32_t unpack_e4m3x2(uint16_t packed) {
     uint32_t halves;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(packed));
     return halves;
+}
+
+/// `cvt.rn.f16x2.e4m3x2`, twice: the two lower bytes and the two upper ones to float16, exactly.
+DSO_DEVICE void unpack_e4m3x4(uint32_t packed, uint32_t& low, uint32_t& high) {
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, low;\ncvt.rn.f16x2.e4m3x2 %1, high;\n}\n"
+        : "=r"(low), "=r"(high)
+        : "r"(packed));
 }
 
 }  // namespace dso::ptx

@@ -4,16 +4,22 @@ namespace dso {
 namespace {
 
 constexpr int64_t kKeyDim = 576, kValueDim = 512;
+constexpr int64_t kFp8RowBytes = 656;
 
 /// Where there is more than one of them, how far apart they are. (torch leaves any number where there is not.)
 int64_t stride_of(const Tensor& x, int64_t dim) { return x.size(dim) > 1 ? x.stride(dim) : 0; }
+
+bool is_fp8(const Tensor& kv_cache) { return kv_cache.scalar_type() == ScalarType::Byte; }
 
 void check_operands(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table, const Tensor& cache_seqlens) {
     const ScalarType dtype = q.scalar_type();
     require(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, "mla_decode: q");
     require(is_tensor_of(q, dtype, q, {-1, -1, -1, kKeyDim}) && q.size(2) >= 1, "mla_decode: q");
     const int64_t b = q.size(0);
-    require(is_tensor_of(kv_cache, dtype, q, {-1, -1, kKeyDim}) && kv_cache.size(1) >= 1, "mla_decode: kv_cache");
+    const bool fp8 = is_fp8(kv_cache);
+    require(is_tensor_of(kv_cache, fp8 ? ScalarType::Byte : dtype, q, {-1, -1, fp8 ? kFp8RowBytes : kKeyDim}) &&
+                kv_cache.size(1) >= 1,
+            "mla_decode: kv_cache");
     require(is_tensor_of(block_table, ScalarType::Int, q, {b, -1}), "mla_decode: block_table");
     require(is_tensor_of(cache_seqlens, ScalarType::Int, q, {b}), "mla_decode: cache_seqlens");
     require(has_contiguous_rows(q) && has_contiguous_rows(kv_cache) && has_contiguous_rows(block_table) &&
@@ -49,7 +55,8 @@ void run_mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block
                           stride_of(out, 2),
                           q.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F16,
                           softmax_scale,
-                          causal};
+                          causal,
+                          is_fp8(kv_cache)};
     dso_mla_decode_plan plan;
     require_ok(dso_plan_mla_decode(&decode, &plan));
     Tensor workspace;
@@ -63,15 +70,18 @@ void run_mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block
 /// Whether the kernel takes this query and this cache; the reference takes the others.
 bool are_of_kernels_types(const StableIValue* stack) {
     int32_t dtypes[2];
-    int64_t dim, width;
+    int64_t widths[2];
     for (int i = 0; i < 2; ++i) {
         const auto x = torch::stable::detail::to<AtenTensorHandle>(stack[i]);
+        int64_t dim;
         if (aoti_torch_get_dtype(x, &dtypes[i]) != 0) return false;
-        if (aoti_torch_get_dim(x, &dim) != 0 || dim == 0 || aoti_torch_get_size(x, dim - 1, &width) != 0) return false;
-        if (width != kKeyDim) return false;
+        if (aoti_torch_get_dim(x, &dim) != 0 || dim == 0) return false;
+        if (aoti_torch_get_size(x, dim - 1, &widths[i]) != 0) return false;
     }
-    return dtypes[0] == dtypes[1] &&
-           (dtypes[0] == aoti_torch_dtype_bfloat16() || dtypes[0] == aoti_torch_dtype_float16());
+    const bool has_16_bits = dtypes[0] == aoti_torch_dtype_bfloat16() || dtypes[0] == aoti_torch_dtype_float16();
+    if (!has_16_bits || widths[0] != kKeyDim) return false;
+    return dtypes[1] == aoti_torch_dtype_uint8() ? widths[1] == kFp8RowBytes
+                                                 : dtypes[1] == dtypes[0] && widths[1] == kKeyDim;
 }
 
 bool is_none(StableIValue x) { return x == torch::stable::detail::from(std::nullopt); }

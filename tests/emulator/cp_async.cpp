@@ -45,4 +45,16 @@ void cp_async_mbarrier_arrive(uint64_t* barrier) {
     current->copies.clear();
 }
 
+void cp_async_commit() {
+    maybe_pause();
+    for (OperationPtr& copy : current->copies) current->copy_groups.add(std::move(copy));
+    current->copies.clear();
+    current->copy_groups.commit();
+}
+
+void cp_async_wait_for_all_but(size_t num_pending) {
+    maybe_pause();
+    current->copy_groups.wait_for_all_but(num_pending);
+}
+
 }  // namespace dso::ptx

@@ -159,7 +159,7 @@ class MlaDecode(ctypes.Structure):
         *fields(ctypes.c_int64, "page_stride key_stride table_stride out_stride_b out_stride_s out_stride_h"),
         *fields(ctypes.c_int, "dtype"),
         *fields(ctypes.c_double, "softmax_scale"),
-        *fields(ctypes.c_int, "causal"),
+        *fields(ctypes.c_int, "causal fp8"),
     ]
 
 
@@ -376,7 +376,8 @@ class Kernels:
         pointers = [pointer(x) for x in (*operands, out, lse, None)]
         extents = (b, s_q, h, num_pages, page_size, block_table.shape[1])
         rows = (*q.stride()[:3], *kv_cache.stride()[:2], block_table.stride(0), *out.stride()[:3])
-        call = MlaDecode(*pointers, *extents, *rows, DTYPES[q.dtype], softmax_scale, causal)
+        options = (DTYPES[q.dtype], softmax_scale, causal, kv_cache.dtype == torch.uint8)
+        call = MlaDecode(*pointers, *extents, *rows, *options)
         chosen = MlaDecodePlan()
         self._call("dso_plan_mla_decode", call, chosen, has_stream=False)
         if plan is not None:

@@ -83,7 +83,8 @@ void unmap_shared_memory(Cta& cta) {
 
 void end_thread() {
     Thread& thread = *current;
-    if (!thread.copies.empty()) fail("a thread ends with copies by cp.async that nobody waits for");
+    if (!thread.copies.empty() || !thread.copy_groups.is_empty())
+        fail("a thread ends with copies by cp.async that nobody waits for");
     if (!thread.stores.is_empty()) fail("a thread ends before its TMA stores have read shared memory");
     if (!thread.wgmmas.is_empty()) fail("a thread ends with WGMMAs in flight");
     thread.is_done = true;

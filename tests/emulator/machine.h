@@ -161,8 +161,8 @@ struct Thread {
     WaitList* else_waits_in;
     bool is_done = false;
 
-    std::vector<OperationPtr> copies;  // cp.async, not yet tied to a barrier
-    Groups stores, wgmmas;
+    std::vector<OperationPtr> copies;  // cp.async, not yet tied to a barrier or a group
+    Groups copy_groups, stores, wgmmas;
     OperationPtr last_wgmma;  // WGMMAs happen in order
     std::map<float*, Accumulators> accumulators;
     bool has_wgmma_fence = false, lends_registers_to_wgmma = false;

@@ -69,6 +69,11 @@ uint32_t pack_f16x2(float low, float high) {
     return narrow(low) | narrow(high) << 16;
 }
 
+uint32_t pack_f16x2_finite(float low, float high) {
+    const auto finite = [](float x) { return std::isnan(x) ? x : std::clamp(x, -65504.f, 65504.f); };
+    return pack_f16x2(finite(low), finite(high));
+}
+
 float2 unpack_f16x2(uint32_t packed) {
     const auto wide = [](uint32_t x) { return __half2float(__ushort_as_half(static_cast<uint16_t>(x))); };
     return {wide(packed), wide(packed >> 16)};
@@ -84,6 +89,14 @@ uint32_t unpack_e4m3x2(uint16_t packed) {
         return __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(x), __NV_E4M3).x;
     };
     return wide(packed & 0xFF) | wide(packed >> 8) << 16;
+}
+
+void unpack_e4m3x4(uint32_t packed, uint32_t& low, uint32_t& high) {
+    const auto wide = [&](uint32_t i) -> uint32_t {
+        return __nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(packed >> 8 * i), __NV_E4M3).x;
+    };
+    low = wide(0) | wide(1) << 16;
+    high = wide(2) | wide(3) << 16;
 }
 
 }  // namespace dso::ptx

@@ -11,11 +11,13 @@ import torch
 from tests.emulator.build import MISSING
 from tests.support import Guarded, bits
 from tests.test_mla import (
+    FP8_POISON,
     GARBAGE,
     PEAKY,
     UNIT,
     assert_attention_close,
     assert_same_bits,
+    fp8_case,
     int32,
     random_case,
 )
@@ -26,6 +28,7 @@ INT_MAX = 2**31 - 1
 LENGTHS = (0, 1, 63, 64, 65, 200)
 PLANS = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 2), (8, 2)]
 """CTAs of a cluster, and clusters that share the keys."""
+MAKE_CASE = pytest.mark.parametrize("make_case", [random_case, fp8_case], ids=["16 bits", "fp8"])
 
 
 def decode(kernels, case, scale=UNIT, **options):
@@ -39,48 +42,54 @@ def decode(kernels, case, scale=UNIT, **options):
     return out.tensor, lse.tensor
 
 
+@MAKE_CASE
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_every_plan_is_attention_over_the_pages(plan, dtype, kernels):
-    case = random_case("cpu", LENGTHS, 64, h=16, dtype=dtype)
+def test_every_plan_is_attention_over_the_pages(plan, dtype, make_case, kernels):
+    case = make_case("cpu", LENGTHS, 64, h=16, dtype=dtype)
     for seed, scale in enumerate((UNIT, PEAKY)):
         kernels.use(num_sms=8, seed=seed)
         assert_attention_close(decode(kernels, case, scale, plan=plan), case.truth(scale))
 
 
+@MAKE_CASE
 @pytest.mark.parametrize("page_size", [1, 3, 8, 16, 24, 32, 64, 128])
-def test_pages_of_any_size(page_size, kernels):
-    case = random_case("cpu", LENGTHS, page_size, h=5)
+def test_pages_of_any_size(page_size, make_case, kernels):
+    case = make_case("cpu", LENGTHS, page_size, h=5)
     assert_attention_close(decode(kernels, case), case.truth())
 
 
+@MAKE_CASE
 @pytest.mark.parametrize("plan", [(1, 1), (2, 2)], ids=str)
 @pytest.mark.parametrize("s_q", [1, 2])
 @pytest.mark.parametrize("h", [1, 8, 16, 63, 64, 65, 128])
-def test_any_number_of_heads_and_queries(h, s_q, plan, kernels):
-    case = random_case("cpu", (1, 130), h=h, s_q=s_q)
+def test_any_number_of_heads_and_queries(h, s_q, plan, make_case, kernels):
+    case = make_case("cpu", (1, 130), h=h, s_q=s_q)
     assert_attention_close(decode(kernels, case, plan=plan), case.truth())
 
 
+@MAKE_CASE
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("s_q", [3, 8])
-def test_the_last_query_sees_the_last_key(s_q, causal, kernels):
-    case = random_case("cpu", (0, s_q - 1, s_q, 66, 129), s_q=s_q, h=9)
+def test_the_last_query_sees_the_last_key(s_q, causal, make_case, kernels):
+    case = make_case("cpu", (0, s_q - 1, s_q, 66, 129), s_q=s_q, h=9)
     assert_attention_close(decode(kernels, case, causal=causal), case.truth(causal=causal))
 
 
+@MAKE_CASE
 @pytest.mark.parametrize(("num_sms", "seed"), [(1, 2), (2, 3), (5, 4), (16, 5), (16, 6)])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, kernels):
-    case = random_case("cpu", (70, 450), 16, h=20)
+def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, make_case, kernels):
+    case = make_case("cpu", (70, 450), 16, h=20)
     want = decode(kernels, case, plan=plan)
     kernels.use(num_sms, seed)
     assert_same_bits(decode(kernels, case, plan=plan), want)
 
 
+@MAKE_CASE
 @pytest.mark.parametrize("page_size", [1, 64])
-def test_the_ring_goes_round_many_times(page_size, kernels):
-    case = random_case("cpu", (64 * 9 + 1,), page_size, h=64)
+def test_the_ring_goes_round_many_times(page_size, make_case, kernels):
+    case = make_case("cpu", (64 * 9 + 1,), page_size, h=64)
     for seed in range(6):
         kernels.use(seed=seed)
         assert_attention_close(decode(kernels, case, plan=(1, 1)), case.truth())
@@ -91,6 +100,44 @@ def test_the_ring_goes_round_many_times(page_size, kernels):
 def test_what_lies_past_the_length_leaves_no_trace(page_size, poison, kernels):
     clean, dirty = (random_case("cpu", LENGTHS, page_size, s_q=2, poison=x) for x in (0.0, poison))
     assert_same_bits(decode(kernels, dirty), decode(kernels, clean))
+
+
+@pytest.mark.parametrize("poison", FP8_POISON)
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_what_lies_past_the_length_of_an_fp8_cache_leaves_no_trace(page_size, poison, kernels):
+    clean, dirty = (fp8_case("cpu", LENGTHS, page_size, s_q=2, poison=x) for x in (0, poison))
+    assert_same_bits(decode(kernels, dirty), decode(kernels, clean))
+
+
+@pytest.mark.parametrize("where", [slice(5, 6), slice(300, 301), slice(512, 516), slice(524, 528), slice(600, 602)])
+def test_a_poisoned_fp8_key_is_felt_by_those_who_see_it_alone(where, kernels):
+    case = fp8_case("cpu", (130, 130), 64, s_q=4, h=5)
+    dirty = case.kv_cache.clone()
+    dirty[case.block_table[0, 2], 0, where] = 0xFF  # of key 128, which queries 2 and 3 see
+    out, lse = decode(kernels, replace(case, kv_cache=dirty))
+    want_out, want_lse = decode(kernels, case)
+    assert torch.equal(bits(out[1]), bits(want_out[1]))
+    assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
+    assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
+    assert out[0, 2:].isnan().all()
+    assert lse[0, 2:].isnan().all()
+
+
+@pytest.mark.parametrize("magnitude", [1e-4, 1e-2, 30.0])
+def test_fp8_keys_of_any_magnitude(magnitude, kernels):
+    case = fp8_case("cpu", (70,), h=16, magnitude=magnitude)
+    scale = UNIT / max(magnitude, 1.0)
+    assert_attention_close(decode(kernels, case, scale), case.truth(scale))
+
+
+def test_what_does_not_fit_float16_saturates(kernels):
+    case = fp8_case("cpu", (70,), h=4)
+    rows = case.kv_cache[case.block_table[0, 0]]
+    rows[0, 512:516] = torch.tensor([1e30]).view(torch.uint8)
+    rows[0, 600:602] = torch.tensor([1e30]).bfloat16().view(torch.uint8)
+    case.kv_cache[case.block_table[0, 0]] = rows
+    case.q[0, 0, 1, 3] = 1e30
+    assert decode(kernels, case)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -108,11 +155,12 @@ def test_a_poisoned_key_is_felt_by_those_who_see_it_alone(poison, kernels):
         assert lse[0, 2:].isnan().all()
 
 
+@MAKE_CASE
 @pytest.mark.parametrize("page", [-1, INT_MAX, -(2**31), "num_pages"])
 @pytest.mark.parametrize("page_size", [1, 16, 64])
-def test_keys_of_a_page_that_does_not_exist_are_invisible(page_size, page, kernels):
+def test_keys_of_a_page_that_does_not_exist_are_invisible(page_size, page, make_case, kernels):
     n = 64 // page_size
-    case = random_case("cpu", (192, 192, page_size), page_size)
+    case = make_case("cpu", (192, 192, page_size), page_size)
     table = case.block_table.clone()
     wild = case.kv_cache.shape[0] if page == "num_pages" else page
     table[1, n : 2 * n] = wild
@@ -124,8 +172,9 @@ def test_keys_of_a_page_that_does_not_exist_are_invisible(page_size, page, kerne
         assert_attention_close(got, replace(case, keys=keys).truth())
 
 
-def test_tables_hold_garbage_past_the_length_and_lengths_are_clamped(kernels):
-    case = random_case("cpu", (128, 128), 16, s_q=3, spare_columns=0)
+@MAKE_CASE
+def test_tables_hold_garbage_past_the_length_and_lengths_are_clamped(make_case, kernels):
+    case = make_case("cpu", (128, 128), 16, s_q=3, spare_columns=0)
     want = decode(kernels, case)
     for length in (129, INT_MAX):
         assert_same_bits(decode(kernels, replace(case, cache_seqlens=int32([length, 128], "cpu"))), want)
@@ -141,9 +190,10 @@ def test_tables_hold_garbage_past_the_length_and_lengths_are_clamped(kernels):
         assert_same_bits(decode(kernels, replace(short, block_table=table)), want)
 
 
+@MAKE_CASE
 @pytest.mark.parametrize("what", ["table", "pool"])
-def test_empty_containers(what, kernels):
-    case = random_case("cpu", (5, 6), s_q=2)
+def test_empty_containers(what, make_case, kernels):
+    case = make_case("cpu", (5, 6), s_q=2)
     case = (
         replace(case, block_table=case.block_table[:, :0])
         if what == "table"
@@ -162,4 +212,12 @@ def test_strided_queries_and_caches_give_the_same_bits(kernels):
     layers[:, 1] = case.kv_cache
     strided = replace(case, q=wide_q[..., :576], kv_cache=layers[:, 1], block_table=case.block_table.repeat(1, 2))
     strided = replace(strided, block_table=strided.block_table[:, : case.block_table.shape[1]])
+    assert_same_bits(decode(kernels, strided), decode(kernels, case))
+
+
+def test_a_strided_fp8_cache_gives_the_same_bits(kernels):
+    case = fp8_case("cpu", (70, 200), 64, s_q=2)
+    layers = torch.full((len(case.kv_cache), 3, 64, 672), 0xFF, dtype=torch.uint8)
+    layers[:, 1, :, 16:] = case.kv_cache
+    strided = replace(case, kv_cache=layers[:, 1, :, 16:])
     assert_same_bits(decode(kernels, strided), decode(kernels, case))

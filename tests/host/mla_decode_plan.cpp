@@ -13,7 +13,7 @@ long long num_plans = 0;
 dso::MlaDecodeSplits plan(int64_t batch, int64_t rows, int64_t keys, int num_sms) {
     const int64_t row_tiles = (rows + 63) / 64;
     ++num_plans;
-    return dso::plan_mla_decode(batch * row_tiles, row_tiles, std::min<int64_t>(rows, 64), keys, num_sms);
+    return dso::plan_mla_decode(batch * row_tiles, row_tiles, std::min<int64_t>(rows, 64), keys, 1152, num_sms);
 }
 
 void check(int64_t batch, int64_t rows, int64_t keys, int num_sms) {
@@ -21,7 +21,7 @@ void check(int64_t batch, int64_t rows, int64_t keys, int num_sms) {
     const int size = splits.cluster_size, parts = splits.num_parts;
     const int64_t num_units = batch * ((rows + 63) / 64);
     EXPECT(size == 1 || size == 2 || size == 4 || size == 8, "clusters of %d", size);
-    EXPECT(parts >= 1 && parts <= 256, "%d parts", parts);
+    EXPECT(parts >= 1 && parts <= 192, "%d parts", parts);
     EXPECT(parts == 1 || num_units * size * parts <= num_sms, "%d x %d do not run at once", size, parts);
     EXPECT(size * parts == 1 || size * parts <= (keys + 63) / 64, "more shares than tiles of %lld keys",
            static_cast<long long>(keys));
