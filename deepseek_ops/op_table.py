@@ -560,7 +560,7 @@ def mla_decoded(
 ) -> Tensor:
     """Output and log-sum-exp side by side, `[b, s_q, h, head_dim_v + 1]`."""
     assert cu_seqlens_q is None
-    keys = cached(precision, kv_cache)[block_table.long().clamp(0, kv_cache.shape[0] - 1)].flatten(1, 2)
+    keys = cached(precision, kv_cache, rounded=False)[block_table.long().clamp(0, kv_cache.shape[0] - 1)].flatten(1, 2)
     s_q = q.shape[1]
     position = torch.arange(keys.shape[1], device=q.device)
     last = cache_seqlens[:, None] - (torch.arange(s_q - 1, -1, -1, device=q.device) if causal else 0)
@@ -571,15 +571,16 @@ def mla_decoded(
     return torch.cat((out, scores.logsumexp(-1, keepdim=True)), -1)
 
 
-def cached(precision: torch.dtype, kv_cache: Tensor) -> Tensor:
-    """A cache's rows, dequantized if they are FP8."""
+def cached(precision: torch.dtype, kv_cache: Tensor, rounded: bool = True) -> Tensor:
+    """A cache's rows, dequantized if they are FP8, and `rounded` to bfloat16 then."""
     if kv_cache.dtype != torch.uint8:
         return kv_cache.to(precision)
     latent = kv_cache[..., :512].contiguous().view(FP8)
     sf = kv_cache[..., 512:528].contiguous().view(torch.float32)
     pe = kv_cache[..., 528:].contiguous().view(torch.bfloat16)
-    latent = token_dequantized(torch.float32, latent, sf).bfloat16()
-    return torch.cat((latent, pe), -1).to(precision)
+    if rounded:
+        return torch.cat((token_dequantized(torch.float32, latent, sf).bfloat16(), pe), -1).to(precision)
+    return torch.cat((token_dequantized(precision, latent, sf), pe.to(precision)), -1)
 
 
 def out_and_lse(arguments: Arguments, returned: tuple[Tensor, Tensor]) -> Tensor:

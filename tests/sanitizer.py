@@ -169,12 +169,24 @@ def check(tool: str, run: Run = run_command) -> dict[str, Any]:
     num_cases = int(ran[1]) if ran else 0
     fine = findings == 0 and code == 0 and num_cases > 0 and control != "missed"
     status = "passed" if fine else "unavailable" if findings is None and planted is None else "failed"
-    detail = "" if fine else tail(planted_output if status == "unavailable" else output)
+    detail = "" if fine else tail(planted_output) if status == "unavailable" else first_finding(output)
     return {"status": status, "cases": num_cases, "findings": findings, "control": control, "detail": detail}
 
 
 def tail(output: str, num_lines: int = 20) -> str:
     return "\n".join(output.strip().splitlines()[-num_lines:])
+
+
+def first_finding(output: str, num_lines: int = 20) -> str:
+    """The kernels that were found fault with, and the first finding; the end of the output where there is none."""
+    lines = output.strip().splitlines()
+    blamed = sorted({found for line in lines for found in re.findall(r"\bat (?:void )?(?:dso::)?(\w+_kernel)", line)})
+    start = next(
+        (i for i, line in enumerate(lines) if re.match(r"=+ (Error|Warning|Invalid|Uninitialized)", line)), None
+    )
+    if start is None:
+        return tail(output, num_lines)
+    return "\n".join([f"in {', '.join(blamed) or 'no kernel of ours'}:", *lines[start : start + num_lines]])
 
 
 def check_all(run: Run = run_command) -> dict[str, dict[str, Any]]:
