@@ -33,7 +33,7 @@
 //           many ways the keys are split.
 //           FP8: the type of products is float16. A scale is rounded to its 11 bits, and so is scale * e4m3; a query
 //           and a rotated channel are exact where float16 has them.
-// Limits    FP8: queries and rotated channels beyond float16 count as +-65504, and a scale above 65504 / 448 as that.
+// Limits    FP8: queries and rotated channels beyond float16 count as +-65504, and a scale above 146.125 as that.
 //           What is below 2^-25 counts as 0. NaN stays NaN.
 //           Rows of q and of the cache start at multiples of 16 bytes. A page that does not exist is not read, nor is a
 //           key past the length: they are zeros, and masked. So a NaN there leaves no trace; neither does one in a key
@@ -388,7 +388,7 @@ class MlaDecodeLoader {
 /// A scale as `dequantize` takes it: twice, times 2^8, so that those of small blocks are normal numbers. One whose
 /// block may not fit counts as the largest that does.
 DSO_DEVICE uint32_t scale_to_f16x2(float scale) {
-    constexpr float kLargest = 65504.f / 448.f;
+    constexpr float kLargest = 146.125f;  // a float16 times 256, and 448 of it are one: 65504 / 448 would be rounded up
     const float factor = (scale > kLargest ? kLargest : scale) * 256.f;  // NaN stays NaN
     return ptx::pack_f16x2(factor, factor);
 }
