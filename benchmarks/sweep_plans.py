@@ -24,14 +24,14 @@ from benchmarks import peers  # noqa: E402
 from benchmarks.bench_gemm import operands  # noqa: E402
 from benchmarks.shapes import Gemm  # noqa: E402
 from deepseek_ops import _native, bench  # noqa: E402
-from tests.test_gemm_plans import CONFIGS, run_plan  # noqa: E402
+from tests.test_gemm_plans import CONFIGS, num_sms, run_plan  # noqa: E402
 
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 
 
-def plans(shape: Gemm, num_sms: int) -> list[tuple[int, int]]:
+def plans(shape: Gemm, num_sms: int) -> list[tuple[int, ...]]:
     """Those that are not absurd: a plan of ten rounds of CTAs, or of more than twice the rows, need not be timed."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for config, tile in enumerate(CONFIGS):
         row_blocks = -(-shape.m // tile["block_m"])
         if (tile["block_m"] > 64 and tile["block_m"] >= 2 * shape.m) or row_blocks > (
@@ -42,6 +42,9 @@ def plans(shape: Gemm, num_sms: int) -> list[tuple[int, int]]:
             ctas = row_blocks * -(-shape.n // tile["block_n"]) * splits
             if splits == 1 or (ctas <= 4 * num_sms and shape.k // 128 >= splits):
                 found.append((config, splits))
+        left_over = row_blocks * -(-shape.n // tile["block_n"]) % num_sms
+        if (tile["block_m"], tile["block_n"]) == (192, 128) and left_over * (shape.k // 128) >= num_sms:
+            found.append((config, 1, left_over))
     return found
 
 
@@ -49,15 +52,16 @@ def sweep(shape: Gemm, constant: bool, with_peers: bool) -> dict[str, Any]:
     inputs = [operands(shape, seed) for seed in range(bench.num_input_sets(shape.num_bytes))]
     chosen = _native.fp8_gemm_plan(shape.m, shape.n, shape.k)
     calls: dict[str, list[bench.Call]] = {}
-    for plan in plans(shape, 132):
+    for plan in plans(shape, num_sms()):
         outs = [torch.empty(shape.m, shape.n, dtype=torch.bfloat16, device="cuda") for _ in inputs]
         pairs = zip(inputs, outs, strict=True)
-        calls[f"{plan[0]}/{plan[1]}"] = [partial(run_plan, plan, *x[:4], out, constant) for x, out in pairs]
+        calls["/".join(map(str, plan))] = [partial(run_plan, plan, *x[:4], out, constant) for x, out in pairs]
     if with_peers:
         calls["deep_gemm"] = [peers.dense_gemm()["deep_gemm"](*x) for x in inputs]
     measured = bench.measure(calls, replays=7, warm_up=0.05)
     times = {name: round(measured.median(name) * 1e6, 2) for name in measured.samples}
-    return {"chosen": f"{chosen['config']}/{chosen['num_splits']}", "us": times, "absent": measured.absent}
+    plan = [chosen["config"], chosen["num_splits"], chosen["num_shared_tiles"]]
+    return {"chosen": "/".join(map(str, plan if plan[-1] else plan[:-1])), "us": times, "absent": measured.absent}
 
 
 def main() -> None:

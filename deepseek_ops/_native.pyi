@@ -10,6 +10,7 @@ class Fp8GemmPlan(TypedDict):
     swaps_operands: bool
     shared_bytes: int
     num_splits: int
+    num_shared_tiles: int
 
 def built_with_cuda() -> bool:
     """Whether the CUDA kernels were compiled in."""

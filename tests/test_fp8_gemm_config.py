@@ -31,13 +31,34 @@ def test_what_is_chosen_was_compiled(num_sms):
     for m in (1, 65, 1000, 100_000):
         for n, k in SHAPES:
             plan = _native.fp8_gemm_plan(m, n, k, num_sms=num_sms)
-            assert {**plan, "num_splits": 1} == compiled[plan["config"]]
+            assert {**plan, "num_splits": 1, "num_shared_tiles": 0} == compiled[plan["config"]]
 
 
 def test_batch_invariant_plans_do_not_split_k():
     for m in (1, 16, 17, 64, 128, 4096):
         for n, k in SHAPES:
-            assert _native.fp8_gemm_plan(m, n, k, batch_invariant=True)["num_splits"] == 1
+            plan = _native.fp8_gemm_plan(m, n, k, batch_invariant=True)
+            assert (plan["num_splits"], plan["num_shared_tiles"]) == (1, 0)
+
+
+# m, n, k and how many tiles are shared: where a last wave is far from full, and a tile long enough.
+SHARED = [
+    (4096, 4096, 7168, 44),
+    (4096, 7168, 16384, 44),
+    (4096, 512, 32768, 88),
+    (8192, 7168, 16384, 32),
+    (512, 7168, 16384, 36),
+    (4096, 2112, 7168, 0),
+    (4096, 24576, 1536, 0),
+    (4096, 32768, 512, 0),
+    (8192, 8192, 8192, 0),
+]
+
+
+@pytest.mark.parametrize(("m", "n", "k", "num_shared"), SHARED)
+def test_tiles_that_make_no_full_wave_are_shared_where_that_pays(m, n, k, num_shared):
+    plan = _native.fp8_gemm_plan(m, n, k)
+    assert (plan["block_m"], plan["block_n"], plan["num_shared_tiles"]) == (192, 128, num_shared)
 
 
 def test_a_shape_without_extent_has_no_plan():

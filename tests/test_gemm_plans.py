@@ -28,23 +28,35 @@ class Gemm(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("m", "n", "k", "a_stride", "b_stride", "d_stride")),
         *((name, ctypes.c_int64) for name in ("sfa_stride_m", "sfa_stride_k", "sfb_stride_n", "sfb_stride_k")),
         *((name, ctypes.c_int) for name in ("d_dtype", "accumulate", "batch_invariant", "b_is_constant")),
+        ("workspace", ctypes.c_void_p),
     ]
 
 
 def run_plan(
-    plan: tuple[int, int], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, b_is_constant: bool = False
+    plan: tuple[int, ...], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, b_is_constant: bool = False
 ) -> Tensor:
+    """`plan` is a config, a number of splits and, unless none, of shared tiles."""
     library = ctypes.CDLL(library_path("kernels"))
-    library.dso_fp8_gemm_nt_by_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    library.dso_fp8_gemm_nt_by_plan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p]
+    library.dso_fp8_gemm_sharing_bytes.restype = ctypes.c_int64
+    config, splits, num_shared = (*plan, 0)[:3]
+    workspace = None
+    if num_shared:
+        workspace = torch.full((library.dso_fp8_gemm_sharing_bytes(num_sms()),), 90, dtype=torch.uint8, device="cuda")
     pointers = (x.data_ptr() for x in (a, sfa, b, sfb, out))
     strides = (a.stride(0), b.stride(0), out.stride(0), *sfa.stride(), *sfb.stride())
-    gemm = Gemm(*pointers, *a.shape[:1], *b.shape, *strides, 0, 0, 0, b_is_constant)
+    room = workspace.data_ptr() if workspace is not None else None
+    gemm = Gemm(*pointers, *a.shape[:1], *b.shape, *strides, 0, 0, 0, b_is_constant, room)
     stream = torch.cuda.current_stream().cuda_stream
-    assert library.dso_fp8_gemm_nt_by_plan(ctypes.byref(gemm), *plan, stream) == 0
+    assert library.dso_fp8_gemm_nt_by_plan(ctypes.byref(gemm), config, splits, num_shared, stream) == 0
     return out
 
 
-def by_plan(plan: tuple[int, int], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor) -> Tensor:
+def num_sms() -> int:
+    return torch.cuda.get_device_properties("cuda").multi_processor_count
+
+
+def by_plan(plan: tuple[int, ...], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor) -> Tensor:
     poisoned = torch.full((a.shape[0], b.shape[0]), torch.nan, dtype=torch.bfloat16, device=a.device)
     return run_plan(plan, a, sfa, b, sfb, poisoned)
 
@@ -67,6 +79,42 @@ def test_a_plan_gives_the_same_bits_every_time(plan):
     want = bits(by_plan(plan, *operands))
     for _ in range(100):
         assert torch.equal(bits(by_plan(plan, *operands)), want)
+
+
+LARGEST = next((x["config"] for x in CONFIGS if (x["block_m"], x["block_n"]) == (192, 128)), 0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(200, 136, 8464), (400, 1000, 2064), (2000, 2600, 1168), (4096, 4096, 1040)], ids=str
+)
+def test_shared_tiles_are_right_and_the_same_bits_every_time(shape):
+    """Parts of a few steps and of many, of one tile and of two, and whole waves before them."""
+    a, sfa, b, sfb = quantized_operands(*shape, "cuda")
+    operands = a, to_mn_major_tma_aligned(sfa), b, sfb
+    num_tiles = -(-shape[0] // 192) * -(-shape[1] // 128)
+    plan = (LARGEST, 1, num_tiles % num_sms())
+    first = by_plan(plan, *operands)
+    assert_gemm_close(first, dequantized_product(*operands), BF16_LIMIT)
+    want = bits(first)
+    for _ in range(100):
+        assert torch.equal(bits(by_plan(plan, *operands)), want)
+
+
+def test_an_op_shares_tiles_eagerly_and_in_a_graph_with_the_same_bits():
+    a, sfa, b, sfb = quantized_operands(512, 7168, 16384, "cuda")
+    operands = a, to_mn_major_tma_aligned(sfa), b, sfb
+    assert _native.fp8_gemm_plan(512, 7168, 16384, num_sms=num_sms())["num_shared_tiles"] > 0
+    want = bits(fp8_gemm_nt(*operands))
+    rows = slice(None, None, 37)
+    assert_gemm_close(fp8_gemm_nt(*operands)[rows], dequantized_product(a[rows], sfa[rows], b, sfb), BF16_LIMIT)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = [fp8_gemm_nt(*operands) for _ in range(3)]
+    for _ in range(20):
+        for out in outs:
+            out.fill_(torch.nan)
+        graph.replay()
+        assert all(torch.equal(bits(out), want) for out in outs)
 
 
 @pytest.mark.parametrize(("n", "k"), [(2112, 7168), (576, 1536), (264, 272)])

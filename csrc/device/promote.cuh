@@ -21,8 +21,17 @@ DSO_DEVICE void promote(float (&sum)[kCount], const float (&partial)[kCount], fl
     }
 }
 
-/// The same where the tile's columns have the scales: those of columns 8 * j + 2 * (lane % 4) and of the next one are
-/// `column_scales[j * stride]`, both times `scale`.
+/// sum = scale * partial: the first of several, which needs no sums of zero.
+template <int kCount>
+DSO_DEVICE void begin_promotion(float (&sum)[kCount], const float (&partial)[kCount], float upper_scale,
+                                float lower_scale) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)  // -0 becomes +0, as it does where it is added
+        sum[i] = __fmaf_rn(i % 4 < 2 ? upper_scale : lower_scale, partial[i], 0.f);
+}
+
+/// The same as `promote` where the tile's columns have the scales: those of columns 8 * j + 2 * (lane % 4) and of the
+/// next one are `column_scales[j * stride]`, both times `scale`.
 template <int kCount>
 DSO_DEVICE void promote_columns(float (&sum)[kCount], const float (&partial)[kCount], const float2* column_scales,
                                 int stride, float scale) {

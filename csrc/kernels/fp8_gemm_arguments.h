@@ -22,6 +22,9 @@ struct Fp8GemmArguments {
     const float* sfb;    // [b matrices, ceil(n / 128), ceil(k / 128)], strides below
     int64_t sfa_stride_matrix, sfa_stride_m, sfa_stride_k;
     int64_t sfb_stride_matrix, sfb_stride_n, sfb_stride_k;
+    int num_shared_tiles;  // that CTAs compute step by step, only of the dense kernel (stream_k.cuh)
+    float* left_sums;      // [CTAs, warps, sums of a lane, 32], only where tiles are shared
+    uint64_t* left;        // [CTAs, warps], of any content, likewise
 };
 
 }  // namespace dso

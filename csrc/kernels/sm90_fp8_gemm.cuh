@@ -100,28 +100,38 @@ class Fp8GemmConsumer {
     }
 
     DSO_DEVICE void compute(const GemmTile& tile) {
-        float sum[kNumSums], partial[kNumSums];
-#pragma unroll
-        for (int i = 0; i < kNumSums; ++i) sum[i] = 0.f;
-
+        float sum[kNumSums];
         const int row = warp_ * 16 + lane_ / 4 + tile.first_row % 4;  // in the run of sfa
+        // Asked for long before it is needed: whether this lane's row in the epilogue is the tile's own.
+        const bool is_own = is_owned(arguments_.schedule, tile, warp_ * 16 + lane_ % 16);
 
-        for (int i = ceil_div(arguments_.k, Shape::BLOCK_K); i > 0; --i, advance()) {
-            shared_.pipeline.wait(state_);
-            const float sfb = shared_.sfb[state_.stage];
-            const float* sfa = &shared_.sfa[state_.stage][row];
-            const float upper = sfa[0] * sfb, lower = sfa[8] * sfb;
-            start_multiply<Shape::BLOCK_N>(partial, a_.get(), b_.get());
-            finish_multiply(partial);
-            release_stage();
-            promote(sum, partial, upper, lower);
-        }
+        multiply<true>(sum, row);
+        for (int i = ceil_div(arguments_.k, Shape::BLOCK_K); i > 1; --i) multiply<false>(sum, row);
 
         if (output_.is_bf16 && !output_.accumulate) {
-            store_bf16(sum, tile);
+            store_bf16(sum, tile, is_own);
         } else {
             store_direct(sum, tile);
         }
+    }
+
+    /// A step; the first gives the sums their values. `row` is the thread's upper one in the run of sfa.
+    template <bool kIsFirst>
+    DSO_DEVICE void multiply(float (&sum)[kNumSums], int row) {
+        shared_.pipeline.wait(state_);
+        const float sfb = shared_.sfb[state_.stage];
+        const float* sfa = &shared_.sfa[state_.stage][row];
+        const float upper = sfa[0] * sfb, lower = sfa[8] * sfb;
+        float partial[kNumSums];
+        start_multiply<Shape::BLOCK_N>(partial, a_.get(), b_.get());
+        finish_multiply(partial);
+        release_stage();
+        if constexpr (kIsFirst) {
+            begin_promotion(sum, partial, upper, lower);
+        } else {
+            promote(sum, partial, upper, lower);
+        }
+        advance();
     }
 
     DSO_DEVICE void advance() {
@@ -137,7 +147,7 @@ class Fp8GemmConsumer {
 
     /// A warp's 16 rows through its panels. By TMA, while the next tile is computed, where all of them are the tile's
     /// own or there is nothing else that they could be; row by row where they are not.
-    DSO_DEVICE void store_bf16(const float (&sum)[kNumSums], const GemmTile& tile) {
+    DSO_DEVICE void store_bf16(const float (&sum)[kNumSums], const GemmTile& tile, bool is_own) {
         const int lane = ptx::compute_here(lane_), row = warp_ * 16;
         if (lane == 0) ptx::tma_store_wait_read<0>();  // the tile before has left the panels
         __syncwarp();
@@ -149,8 +159,7 @@ class Fp8GemmConsumer {
                              ptx::pack_bf16x2(x[0], x[1]), ptx::pack_bf16x2(x[2], x[3]), ptx::pack_bf16x2(x[4], x[5]),
                              ptx::pack_bf16x2(x[6], x[7]));
         }
-        const bool whole = arguments_.schedule.row_layout == RowLayout::kDense ||
-                           __all_sync(0xFFFFFFFF, is_owned(arguments_.schedule, tile, row + lane % 16));
+        const bool whole = arguments_.schedule.row_layout == RowLayout::kDense || __all_sync(0xFFFFFFFF, is_own);
         if (whole) {
             ptx::fence_proxy_async_shared();
             __syncwarp();

@@ -6,21 +6,27 @@
 //   sfb  [ceil(n/128), ceil(k/128)]  f32, any strides       cp.async, one float a tile and step
 //   d    [m, n]                      bf16                   TMA store
 //
-// What sm90_fp8_gemm.cuh computes, bit for bit, where nothing but TMA is needed and every CTA's tiles are known
-// beforehand: one loading warp, and no queue. Measured 2 to 5 % faster there (docs/fp8_gemm.md).
+// What sm90_fp8_gemm.cuh computes where nothing but TMA is needed and every CTA's tiles are known beforehand: one
+// loading warp, and no queue. Measured 2 to 5 % faster there (docs/fp8_gemm.md).
 //
-// Tile      Fp8GemmShape's; persistent, tiles by rasterize.
+// Tile      Fp8GemmShape's; persistent, tiles by rasterize. Those that make no full wave may be shared step by step
+//           (stream_k.cuh): a warp leaves its sums in global memory, and the same warp of the CTA that has the tile's
+//           last step adds them to its own (left_sums.cuh).
 // Roles     warpgroups 0 .. kNumMathWarpgroups - 1: 64 rows each: WGMMA, promotion, epilogue.
 //           the last warpgroup: its first warp is the producer; it gives its registers to the others.
 // Barriers  full[stage]: 1 arrival with the bytes of TMA, 1 of cp.async.   empty[stage]: one arrival of each math warp.
 //           named 1 + warpgroup: the epilogue's own 128 threads.
+//           left[CTA][warp], in global memory: sums of a shared tile are there.
 // Shared    Fp8GemmDenseShared below.
-// Numerics  As sm90_fp8_gemm.cuh.
+// Numerics  As sm90_fp8_gemm.cuh, and bit for bit the same but for shared tiles: their parts are added in descending
+//           order of k, and their bits depend on the number of CTAs.
 // Limits    k % 16 == 0, n % 8 == 0, m >= BLOCK_M. TMA fills what is outside with zeros and cuts off the store.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 
+#include "device/left_sums.cuh"
 #include "device/store_tile.cuh"
+#include "device/stream_k.cuh"
 #include "kernels/sm90_fp8_gemm.cuh"
 
 namespace dso {
@@ -32,26 +38,54 @@ struct Fp8GemmDenseShared {
     alignas(kSwizzleAtomBytes) uint8_t panels[Shape::kNumMathWarpgroups][Shape::BLOCK_N / 64][64 * kSwizzleBytes];
     alignas(128) float sfa[Shape::kNumStages][Shape::kMaxRows];  // TMA writes to multiples of 128
     float sfb[Shape::kNumStages];
+    // Where the tile lies that a stage belongs to: its first row and column in d. To compute it takes divisions, which
+    // the producer has time for.
+    struct alignas(8) Place {
+        int row, column;
+    } places[Shape::kNumStages];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
+};
+
+/// Registers a thread, of 65,536 in all. With eight less the math warpgroups compute in each step what they cannot
+/// keep.
+inline constexpr int kDenseProducerRegisters = 32, kDenseMathRegisters = 160;
+
+/// The output's tiles, and how CTAs share them out.
+template <typename Shape>
+struct Fp8GemmTiles {
+    int num_m_blocks, num_n_blocks;
+    StreamKShape shape;
+
+    DSO_DEVICE explicit Fp8GemmTiles(const Fp8GemmArguments& arguments)
+        : num_m_blocks(ceil_div(arguments.schedule.m, Shape::kMaxRows)),
+          num_n_blocks(ceil_div(arguments.schedule.n, Shape::BLOCK_N)),
+          shape{num_m_blocks * num_n_blocks, ceil_div(arguments.k, Shape::BLOCK_K), arguments.num_shared_tiles,
+                static_cast<int>(gridDim.x)} {}
+
+    DSO_DEVICE Tile place(int tile) const { return rasterize(tile, num_m_blocks, num_n_blocks); }
 };
 
 /// The producer warp's whole life: keeps the ring filled.
 template <typename Shape>
 DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const Fp8GemmMaps& maps,
-                                       const Fp8GemmArguments& arguments, int num_m_blocks, int num_n_blocks) {
+                                       const Fp8GemmArguments& arguments) {
     constexpr uint32_t kStageBytes = (Shape::kMaxRows + Shape::BLOCK_N) * Shape::BLOCK_K + Shape::kMaxRows * 4;
-    const int lane = threadIdx.x % 32, num_k_blocks = ceil_div(arguments.k, Shape::BLOCK_K);
+    const int lane = threadIdx.x % 32;
+    const Fp8GemmTiles<Shape> tiles(arguments);
     typename Pipeline<Shape::kNumStages>::State state;
 
-    for (int next = blockIdx.x; next < num_m_blocks * num_n_blocks; next += gridDim.x) {
-        const Tile tile = rasterize(next, num_m_blocks, num_n_blocks);
+    for (int next = blockIdx.x; next < tiles.shape.num_pieces(); next += gridDim.x) {
+        const StreamKPiece piece = stream_k_piece(tiles.shape, next);
+        const Tile tile = tiles.place(piece.tile);
         const int first_row = tile.m_block * Shape::kMaxRows, first_column = tile.n_block * Shape::BLOCK_N;
-        const float* sfb = arguments.sfb + first_column / 128 * arguments.sfb_stride_n;
-        for (int k_block = 0; k_block < num_k_blocks; ++k_block, state.advance()) {
+        const float* sfb =
+            arguments.sfb + first_column / 128 * arguments.sfb_stride_n + piece.first_step * arguments.sfb_stride_k;
+        for (int k_block = piece.first_step; k_block < piece.last_step; ++k_block, state.advance()) {
             shared.pipeline.acquire(state);
             uint64_t* full = &shared.pipeline.full[state.stage];
             if (lane == 0) {
                 const int column = k_block * Shape::BLOCK_K;
+                shared.places[state.stage] = {first_row, first_column};
                 ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
                 ptx::tma_load_3d(shared.a[state.stage], &maps.a, full, column, first_row, 0);
                 ptx::tma_load_3d(shared.b[state.stage], &maps.b, full, column, first_column, 0);
@@ -64,42 +98,99 @@ DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const 
     }
 }
 
-/// A math warpgroup's whole life: a tile's steps, then its epilogue.
+/// A math warpgroup: a tile's steps, then its epilogue.
 template <typename Shape>
-DSO_DEVICE void fp8_gemm_dense_consume(Fp8GemmDenseShared<Shape>& shared, const TensorMap* map_d,
-                                       const Fp8GemmArguments& arguments, int num_m_blocks, int num_n_blocks,
-                                       int warpgroup) {
-    const int num_k_blocks = ceil_div(arguments.k, Shape::BLOCK_K), first_row = warpgroup * 64;  // within the tile
-    const int scale_row = first_row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const uint64_t base_a = wgmma_descriptor(shared.a[0] + first_row * Shape::BLOCK_K);
-    const uint64_t base_b = wgmma_descriptor(shared.b[0]);
-    typename Pipeline<Shape::kNumStages>::State state;
+class Fp8GemmDenseConsumer {
+  public:
+    using Shared = Fp8GemmDenseShared<Shape>;
 
-    for (int next = blockIdx.x; next < num_m_blocks * num_n_blocks; next += gridDim.x) {
-        const Tile tile = rasterize(next, num_m_blocks, num_n_blocks);
-        float partial[Shape::BLOCK_N / 2], sum[Shape::BLOCK_N / 2];
-#pragma unroll
-        for (int i = 0; i < Shape::BLOCK_N / 2; ++i) sum[i] = 0.f;
+    DSO_DEVICE Fp8GemmDenseConsumer(Shared& shared, const TensorMap* map_d, const Fp8GemmArguments& arguments,
+                                    int warpgroup)
+        : shared_(shared),
+          map_d_(map_d),
+          arguments_(arguments),
+          warpgroup_(warpgroup),
+          scale_row_(warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4),
+          base_a_(wgmma_descriptor(shared.a[0] + warpgroup * 64 * Shape::BLOCK_K)),
+          base_b_(wgmma_descriptor(shared.b[0])) {}
 
-        for (int k_block = 0; k_block < num_k_blocks; ++k_block, state.advance()) {
-            const uint64_t a = advance_descriptor(base_a, state.stage * sizeof(shared.a[0]));
-            const uint64_t b = advance_descriptor(base_b, state.stage * sizeof(shared.b[0]));
-            shared.pipeline.wait(state);
-            const float sfb = shared.sfb[state.stage];
-            const float upper = shared.sfa[state.stage][scale_row] * sfb;
-            const float lower = shared.sfa[state.stage][scale_row + 8] * sfb;
-            start_multiply<Shape::BLOCK_N>(partial, a, b);
-            finish_multiply(partial);
-            __syncwarp();  // every lane has read its scales
-            if (threadIdx.x % 32 == 0) shared.pipeline.release(state);
+    DSO_DEVICE void run() {
+        const Fp8GemmTiles<Shape> tiles(arguments_);
+        for (int next = blockIdx.x; next < tiles.shape.num_pieces(); next += gridDim.x) {
+            const StreamKPiece piece = stream_k_piece(tiles.shape, next);
+            if (piece.first_step == piece.last_step) continue;
+            shared_.pipeline.wait(state_);
+            const Place place = shared_.places[state_.stage];
+            if (place.row + warpgroup_ * 64 < arguments_.schedule.m) {
+                compute(piece, place, piece.last_step == tiles.shape.num_steps);
+            } else {
+                pass_over(piece.last_step - piece.first_step);
+            }
+        }
+        if (threadIdx.x % 128 == 0) ptx::tma_store_wait_read<0>();  // shared memory must outlive the last store's reads
+    }
+
+  private:
+    static constexpr int kNumSums = Shape::BLOCK_N / 2;
+    using Place = typename Shared::Place;
+
+    DSO_DEVICE void compute(const StreamKPiece& piece, const Place& place, bool has_last_step) {
+        float sum[kNumSums];
+        multiply<true>(sum);
+        for (int i = piece.last_step - piece.first_step; i > 1; --i) multiply<false>(sum);
+        if (!has_last_step) return sums_of(blockIdx.x).leave(sum);
+        for (int i = 1; i <= piece.num_before; ++i) sums_of(blockIdx.x - i).take(sum);
+        store_tile_by_tma(shared_.panels[warpgroup_], map_d_, sum, 1 + warpgroup_,
+                          {0, place.row + warpgroup_ * 64, place.column, arguments_.schedule.m, arguments_.schedule.n});
+    }
+
+    /// A step; the first gives the sums their values.
+    template <bool kIsFirst>
+    DSO_DEVICE void multiply(float (&sum)[kNumSums]) {
+        const uint64_t a = advance_descriptor(base_a_, state_.stage * sizeof(shared_.a[0]));
+        const uint64_t b = advance_descriptor(base_b_, state_.stage * sizeof(shared_.b[0]));
+        shared_.pipeline.wait(state_);
+        const float sfb = shared_.sfb[state_.stage];
+        const float upper = shared_.sfa[state_.stage][scale_row_] * sfb;
+        const float lower = shared_.sfa[state_.stage][scale_row_ + 8] * sfb;
+        float partial[kNumSums];
+        start_multiply<Shape::BLOCK_N>(partial, a, b);
+        finish_multiply(partial);
+        release_stage();
+        if constexpr (kIsFirst) {
+            begin_promotion(sum, partial, upper, lower);
+        } else {
             promote(sum, partial, upper, lower);
         }
-        store_tile_by_tma(shared.panels[warpgroup], map_d, sum, 1 + warpgroup,
-                          {0, tile.m_block * Shape::kMaxRows + first_row, tile.n_block * Shape::BLOCK_N,
-                           arguments.schedule.m, arguments.schedule.n});
     }
-    if (threadIdx.x % 128 == 0) ptx::tma_store_wait_read<0>();  // shared memory must outlive the last store's reads
-}
+
+    /// None of the tile's rows are this warpgroup's.
+    DSO_DEVICE void pass_over(int num_steps) {
+        for (int i = num_steps; i > 0; --i) {
+            shared_.pipeline.wait(state_);
+            release_stage();
+        }
+    }
+
+    DSO_DEVICE void release_stage() {
+        __syncwarp();  // every lane has read its scales
+        if (threadIdx.x % 32 == 0) shared_.pipeline.release(state_);
+        state_.advance();
+    }
+
+    /// What this warp of a CTA leaves to that of another, or that one to this.
+    DSO_DEVICE LeftSums<kNumSums> sums_of(int cta) const {
+        const int warp = cta * Shape::kNumMathThreads / 32 + threadIdx.x / 32;
+        return {arguments_.left_sums, arguments_.left, warp};
+    }
+
+    Shared& shared_;
+    const TensorMap* map_d_;
+    const Fp8GemmArguments& arguments_;
+    const int warpgroup_, scale_row_;
+    const uint64_t base_a_, base_b_;
+    typename Pipeline<Shape::kNumStages>::State state_;
+};
 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kNumThreads, 1)
@@ -108,6 +199,8 @@ __global__ void __launch_bounds__(Shape::kNumThreads, 1)
                                const __grid_constant__ DirectOutput) {
     using Shared = Fp8GemmDenseShared<Shape>;
     static_assert(sizeof(Shared) <= 232448, "more shared memory than a CTA can have");
+    static_assert(Shape::kNumMathThreads * kDenseMathRegisters + 128 * kDenseProducerRegisters <= 65536,
+                  "more registers than an SM has");
     auto& shared = ptx::dynamic_shared<Shared>();
     // The same value in the whole warp, and the compiler must know it: roles are branches, not predicates.
     const int warpgroup = __shfl_sync(0xFFFFFFFF, threadIdx.x / 128, 0);
@@ -122,17 +215,15 @@ __global__ void __launch_bounds__(Shape::kNumThreads, 1)
     __syncthreads();
     ptx::grid_launch_dependents();
 
-    const int num_m_blocks = ceil_div(arguments.schedule.m, Shape::kMaxRows);
-    const int num_n_blocks = ceil_div(arguments.schedule.n, Shape::BLOCK_N);
     if (warpgroup == Shape::kNumMathWarpgroups) {
-        ptx::setmaxnreg_dec<Shape::kProducerRegisters>();
+        ptx::setmaxnreg_dec<kDenseProducerRegisters>();
         if (threadIdx.x % 128 / 32 == 0) {
             ptx::grid_dependency_wait();
-            fp8_gemm_dense_produce<Shape>(shared, maps, arguments, num_m_blocks, num_n_blocks);
+            fp8_gemm_dense_produce<Shape>(shared, maps, arguments);
         }
     } else {
-        ptx::setmaxnreg_inc<Shape::kMathRegisters>();
-        fp8_gemm_dense_consume<Shape>(shared, &maps.d, arguments, num_m_blocks, num_n_blocks, warpgroup);
+        ptx::setmaxnreg_inc<kDenseMathRegisters>();
+        Fp8GemmDenseConsumer<Shape>(shared, &maps.d, arguments, warpgroup).run();
     }
 }
 

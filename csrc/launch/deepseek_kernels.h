@@ -46,23 +46,32 @@ typedef struct dso_fp8_gemm {
     int accumulate;       // 0: overwrite d; 1: add to it
     int batch_invariant;  // 1: a row's bits depend on that row, b and k alone
     int b_is_constant;    // 1: nothing that is still running on the stream writes b
+    void* workspace;      // as many bytes as dso_fp8_gemm_workspace says, 16-byte aligned, of any content; or null
 } dso_fp8_gemm;
 
 DSO_API dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream stream);
 
-// What computes a shape: a compiled tile, and the number of CTAs that share one along k.
+// What a GEMM of this shape can use besides its operands, which it does without where `workspace` is null: room for the
+// sums of tiles that CTAs share.
+DSO_API dso_status dso_fp8_gemm_workspace(const dso_fp8_gemm* gemm, int64_t* num_bytes);
+
+// What computes a shape: a compiled tile, the number of CTAs that share one along k, and how many of the last tiles all
+// CTAs share, step by step.
 typedef struct dso_fp8_gemm_plan {
     int config;  // its place in fp8_gemm_configs.def
     int block_m, block_n, num_stages, swaps_operands, shared_bytes;
-    int num_splits;
+    int num_splits, num_shared_tiles;
 } dso_fp8_gemm_plan;
 
 // The plan that dso_fp8_gemm_nt follows on a GPU of `num_sms`.
 DSO_API dso_status dso_plan_fp8_gemm(int64_t m, int64_t n, int64_t k, int batch_invariant, int num_sms,
                                      dso_fp8_gemm_plan* plan);
 
-// dso_fp8_gemm_nt by a plan of one's own: any config, and 1, 2, 4 or 8 splits where it swaps operands.
-DSO_API dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm* gemm, int config, int num_splits, dso_stream stream);
+// dso_fp8_gemm_nt by a plan of one's own: any config; 1, 2, 4 or 8 splits where it swaps operands; and shared tiles,
+// with a step of k for each SM at least, of the largest config. These need dso_fp8_gemm_sharing_bytes of workspace.
+DSO_API dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm* gemm, int config, int num_splits, int num_shared_tiles,
+                                           dso_stream stream);
+DSO_API int64_t dso_fp8_gemm_sharing_bytes(int num_sms);
 
 // Which rows of a meet which matrix of b.
 typedef enum dso_row_layout {

@@ -98,10 +98,10 @@ dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmL
 bool gains_by_overlap(const GroupedGemm& x, const Fp8GemmConfig& tile) {
     constexpr double kLarge = 2e10, kLong = 3.3e7;  // multiply-adds; bytes of weights
     const dso_fp8_gemm& gemm = x.gemm;
-    const double weights = static_cast<double>(gemm.n) * gemm.k * std::max<int64_t>(x.group.num_groups, 1);
-    const bool is_dense = x.row_layout == RowLayout::kDense;
-    if (is_dense && weights * static_cast<double>(gemm.m) > kLarge) return false;
-    return tile.ctas_per_sm == 1 || weights < kLong;
+    const double matrix = static_cast<double>(gemm.n) * gemm.k;
+    const bool is_masked = x.row_layout == RowLayout::kMasked;  // more a matter of memory
+    if (!is_masked && matrix * static_cast<double>(gemm.m) > kLarge) return false;
+    return tile.ctas_per_sm == 1 || matrix * static_cast<double>(std::max<int64_t>(x.group.num_groups, 1)) < kLong;
 }
 
 /// No more tiles than this, whatever the layout says.
@@ -148,6 +148,13 @@ dso_status launch_by_plan(const GroupedGemm& x, const Fp8GemmPlan& plan, int dev
     arguments.sfb_stride_k = gemm.sfb_stride_k;
     launch.output = {gemm.d, group.d_stride_group, gemm.d_stride, gemm.d_dtype == DSO_BF16, gemm.accumulate != 0};
     DSO_TRY(encode_maps(x, tile, launch));
+    if (plan.num_shared_tiles > 0 && launch.is_dense_by_tma && gemm.workspace) {
+        auto* workspace = static_cast<uint8_t*>(gemm.workspace);
+        launch.num_ctas = num_sms;
+        arguments.num_shared_tiles = plan.num_shared_tiles;
+        arguments.left_sums = reinterpret_cast<float*>(workspace);
+        arguments.left = reinterpret_cast<uint64_t*>(workspace + SharingSpace(num_sms).sum_bytes);
+    }
     return kLaunchers[plan.config](launch);
 }
 
@@ -165,9 +172,10 @@ dso_status launch_dense(const dso_fp8_gemm& gemm, const Fp8GemmPlan* plan, dso_s
     DSO_TRY(check_fp8_gemm(gemm));
     if (gemm.m == 0 || gemm.n == 0) return DSO_OK;
     if (gemm.k == 0) return clear_output(gemm, stream);
-    if (plan && !is_possible(*plan, gemm.m, gemm.n, gemm.k)) return fail(DSO_INVALID, "fp8_gemm_nt: no such plan");
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
+    if (plan && !is_possible(*plan, gemm.m, gemm.n, gemm.k, num_sms))
+        return fail(DSO_INVALID, "fp8_gemm_nt: no such plan");
     dso_m_grouped_fp8_gemm group{};
     group.num_groups = 1;
     return launch_by_plan({group, gemm, RowLayout::kDense},
@@ -200,9 +208,22 @@ extern "C" dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream strea
     return dso::launch_dense(*gemm, nullptr, stream);
 }
 
-extern "C" dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm* gemm, int config, int num_splits, dso_stream stream) {
-    const dso::Fp8GemmPlan plan{config, num_splits};
+extern "C" dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm* gemm, int config, int num_splits,
+                                              int num_shared_tiles, dso_stream stream) {
+    const dso::Fp8GemmPlan plan{config, num_splits, num_shared_tiles};
     return dso::launch_dense(*gemm, &plan, stream);
+}
+
+extern "C" dso_status dso_fp8_gemm_workspace(const dso_fp8_gemm* gemm, int64_t* num_bytes) {
+    using namespace dso;
+    *num_bytes = 0;
+    DSO_TRY(check_fp8_gemm(*gemm));
+    if (gemm->m == 0 || gemm->n == 0 || gemm->k == 0) return DSO_OK;
+    int device, num_sms;
+    DSO_TRY(current_device(&device, &num_sms));
+    const Fp8GemmPlan plan = plan_fp8_gemm(gemm->m, gemm->n, gemm->k, gemm->batch_invariant != 0, num_sms);
+    if (plan.num_shared_tiles > 0) *num_bytes = SharingSpace(num_sms).num_bytes();
+    return DSO_OK;
 }
 
 extern "C" dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm* group, dso_stream stream) {

@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "device/math.cuh"
+#include "device/stream_k.cuh"
 #include "launch/deepseek_kernels.h"
 #include "launch/status.h"
 
@@ -22,6 +23,7 @@ constexpr double kIdle = 0.42;     // SMs without a CTA are missed by the memory
 constexpr double kSharing = 0.64;  // CTAs that share an SM hinder each other
 constexpr double kReread = 0.05;   // of the memory's time, for each block of rows that reads the weights again
 constexpr double kWide = 0.94;     // of the memory's time, where 128 rows of weights come together
+constexpr double kExchange = 6.5;  // of sums through memory, where tiles are shared
 
 struct Cost {
     double step;  // 128 of K, of a CTA that has its SM for itself
@@ -29,7 +31,7 @@ struct Cost {
 };
 
 constexpr Cost kCosts[] = {
-    {0.155, 0.48}, {0.222, 0.76}, {0.339, 1.58}, {0.453, 1.19},  // tall
+    {0.155, 0.48}, {0.25, 0.76},  {0.46, 0.6},   {0.60, 1.1},    // tall; the larger two under the power limit
     {0.160, 0.66}, {0.141, 0.39}, {0.220, 0.23}, {0.154, 0.50},  // swapped, 64 weights: 8 and 16 rows
     {0.301, 0.22}, {0.231, 0.37}, {0.255, 0.54}, {0.200, 0.57},  // 32 and 64 rows
     {0.239, 0.80}, {0.184, 1.01}, {0.367, 0.74}, {0.609, 1.58},  // 128 weights: 16, 32, 64 and 128 rows
@@ -40,18 +42,22 @@ double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, 
     const Fp8GemmConfig& tile = plan.tile();
     const Cost& cost = kCosts[plan.config];
     const int64_t num_row_blocks = ceil_div<int64_t>(m, tile.max_rows);
-    const int64_t num_ctas = num_row_blocks * ceil_div<int64_t>(n, tile.block_n) * plan.num_splits;
+    const int64_t num_tiles = plan.num_tiles(m, n), num_ctas = num_tiles * plan.num_splits;
     const int64_t num_steps = ceil_div<int64_t>(ceil_div<int64_t>(k, 128), plan.num_splits);
-    const int64_t num_rounds = ceil_div<int64_t>(num_ctas, int64_t{num_sms} * tile.ctas_per_sm);
+    const bool shares_tiles = plan.num_shared_tiles > 0;
+    const double num_rounds = shares_tiles
+                                  ? static_cast<double>(num_tiles) / num_sms
+                                  : static_cast<double>(ceil_div(num_ctas, int64_t{num_sms} * tile.ctas_per_sm));
     const int64_t sharing = std::min<int64_t>(tile.ctas_per_sm, ceil_div<int64_t>(num_ctas, num_sms));
     const double slower = 1 + kSharing * static_cast<double>(sharing - 1);
     const double bytes = static_cast<double>(n) * k + static_cast<double>(m) * k + 2.0 * m * n;
-    const double idle = std::max(0.0, 1 - static_cast<double>(num_ctas) / num_sms);
+    const double idle = shares_tiles ? 0 : std::max(0.0, 1 - static_cast<double>(num_ctas) / num_sms);
     const bool is_wide = tile.swaps_operands && tile.block_n == 128;
     const double memory = bytes / kBytesPerMicrosecond * (1 + kIdle * idle) * (is_wide ? kWide : 1);
     const double reread = tile.swaps_operands ? kReread * static_cast<double>(num_row_blocks - 1) * memory : 0;
     const double work = num_rounds * (num_steps * cost.step * slower + cost.tile);
-    return kLaunch + std::max(memory, work) + reread + (plan.num_splits > 1 ? kReduction : 0);
+    const double exchange = shares_tiles ? kExchange : plan.num_splits > 1 ? kReduction : 0;
+    return kLaunch + std::max(memory, work) + reread + exchange;
 }
 
 /// Clusters need their CTAs at once on neighbouring SMs: of larger ones fewer fit.
@@ -60,36 +66,55 @@ bool fits_at_once(const Fp8GemmPlan& plan, int64_t num_ctas, int num_sms) {
     return num_ctas <= int64_t{num_sms} * plan.tile().ctas_per_sm * percent / 100;
 }
 
-bool adds_in_order(const Fp8GemmPlan& plan) { return plan.num_splits == 1 && plan.tile().num_k_groups == 1; }
+bool adds_in_order(const Fp8GemmPlan& plan) {
+    return plan.num_splits == 1 && plan.tile().num_k_groups == 1 && plan.num_shared_tiles == 0;
+}
+
+/// The tiles that make no full wave, if they can be shared.
+int64_t tiles_to_share(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int num_sms) {
+    const int64_t left_over = plan.num_tiles(m, n) % num_sms;
+    return plan.tile().is_largest() && StreamKShape::fits(left_over, ceil_div<int64_t>(k, 128), num_sms) ? left_over
+                                                                                                         : 0;
+}
 
 }  // namespace
 
-bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k) {
+int64_t Fp8GemmPlan::num_tiles(int64_t m, int64_t n) const {
+    return ceil_div<int64_t>(m, tile().max_rows) * ceil_div<int64_t>(n, tile().block_n);
+}
+
+bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int num_sms) {
     if (plan.config < 0 || plan.config >= kNumConfigs) return false;
+    const int64_t num_tiles = plan.num_tiles(m, n), num_steps = ceil_div<int64_t>(k, 128);
+    if (plan.num_shared_tiles != 0)
+        return plan.num_splits == 1 && plan.num_shared_tiles == tiles_to_share(plan, m, n, k, num_sms);
     if (plan.num_splits == 1) return true;
     if (!plan.tile().swaps_operands || (plan.num_splits != 2 && plan.num_splits != 4 && plan.num_splits != 8))
         return false;
-    const int64_t num_tiles = ceil_div<int64_t>(m, plan.tile().max_rows) * ceil_div<int64_t>(n, plan.tile().block_n);
-    return ceil_div<int64_t>(k, 128) >= plan.num_splits && num_tiles * plan.num_splits <= INT_MAX;
+    return num_steps >= plan.num_splits && num_tiles * plan.num_splits <= INT_MAX;
 }
 
 Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
     Fp8GemmPlan best{0, 1};
     double least = estimated_time(best, m, n, k, num_sms);
+    const auto consider = [&](const Fp8GemmPlan& plan) {
+        const double time = estimated_time(plan, m, n, k, num_sms);
+        if (time >= least) return;
+        least = time;
+        best = plan;
+    };
     for (int config = 0; config < kNumConfigs; ++config) {
         const Fp8GemmConfig& tile = kFp8GemmConfigs[config];
         if (tile.swaps_operands && m > 2 * tile.max_rows) continue;
         for (int num_splits = 1; num_splits <= 8; num_splits *= 2) {
             const Fp8GemmPlan plan{config, num_splits};
-            if (!is_possible(plan, m, n, k) || (batch_invariant && !adds_in_order(plan))) continue;
-            const int64_t num_tiles = ceil_div<int64_t>(m, tile.max_rows) * ceil_div<int64_t>(n, tile.block_n);
-            if (num_splits > 1 && !fits_at_once(plan, num_tiles * num_splits, num_sms)) continue;
-            const double time = estimated_time(plan, m, n, k, num_sms);
-            if (time < least) {
-                least = time;
-                best = plan;
-            }
+            if (!is_possible(plan, m, n, k, num_sms) || (batch_invariant && !adds_in_order(plan))) continue;
+            if (num_splits > 1 && !fits_at_once(plan, plan.num_tiles(m, n) * num_splits, num_sms)) continue;
+            consider(plan);
         }
+        const Fp8GemmPlan whole{config, 1};
+        const int64_t shared = batch_invariant ? 0 : tiles_to_share(whole, m, n, k, num_sms);
+        if (shared > 0) consider({config, 1, static_cast<int>(shared)});
     }
     return best;
 }
@@ -120,7 +145,9 @@ extern "C" dso_status dso_plan_fp8_gemm(int64_t m, int64_t n, int64_t k, int bat
         return dso::fail(DSO_INVALID, "a GEMM is planned for m, n, k and num_sms of at least 1");
     const dso::Fp8GemmPlan chosen = dso::plan_fp8_gemm(m, n, k, batch_invariant != 0, num_sms);
     const dso::Fp8GemmConfig& tile = chosen.tile();
-    *plan = {chosen.config,       tile.max_rows,       tile.block_n,     tile.num_stages,
-             tile.swaps_operands, tile.shared_bytes(), chosen.num_splits};
+    *plan = {chosen.config,       tile.max_rows,       tile.block_n,      tile.num_stages,
+             tile.swaps_operands, tile.shared_bytes(), chosen.num_splits, chosen.num_shared_tiles};
     return DSO_OK;
 }
+
+extern "C" int64_t dso_fp8_gemm_sharing_bytes(int num_sms) { return dso::SharingSpace(num_sms).num_bytes(); }

@@ -45,17 +45,32 @@ inline constexpr Fp8GemmConfig kFp8GemmConfigs[] = {
 };
 
 struct Fp8GemmPlan {
-    int config;      // in kFp8GemmConfigs
-    int num_splits;  // CTAs of a cluster that share k
+    int config;                // in kFp8GemmConfigs
+    int num_splits;            // CTAs of a cluster that share k
+    int num_shared_tiles = 0;  // all that make no full wave, which CTAs compute step by step (device/stream_k.cuh)
 
     constexpr const Fp8GemmConfig& tile() const { return kFp8GemmConfigs[config]; }
+    int64_t num_tiles(int64_t m, int64_t n) const;
 };
 
-/// Whether the plan can be carried out for an [m, n, k] GEMM.
-bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k);
+/// The room for what the CTAs leave to each other where they share tiles: sums, and whether these are there.
+struct SharingSpace {
+    int64_t sum_bytes, left_bytes;
+
+    explicit SharingSpace(int num_ctas) {
+        constexpr int kWarps = 12, kSums = 64;  // of a CTA, of a thread, of the largest tile
+        sum_bytes = int64_t{num_ctas} * kWarps * 32 * kSums * int64_t{sizeof(float)};
+        left_bytes = int64_t{num_ctas} * kWarps * int64_t{sizeof(uint64_t)};
+    }
+
+    int64_t num_bytes() const { return sum_bytes + left_bytes; }
+};
+
+/// Whether the plan can be carried out for an [m, n, k] GEMM on `num_sms` SMs.
+bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int num_sms);
 
 /// The plan with the least estimated time for an [m, n, k] GEMM on `num_sms` SMs. Batch-invariant: one of those whose
-/// sums are added up in ascending order of k, whatever m is.
+/// sums are added up in ascending order of k, whatever m is; these share no tiles.
 Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms);
 
 /// The same for groups of about `rows_per_group` rows; how many there are of which is known on the device only.

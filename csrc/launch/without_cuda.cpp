@@ -13,7 +13,9 @@ int dso_has_kernels_for(int) { return 0; }
 
 dso_status dso_fp8_gemm_nt(const dso_fp8_gemm*, dso_stream) { return no_kernel(); }
 
-dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm*, int, int, dso_stream) { return no_kernel(); }
+dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm*, int, int, int, dso_stream) { return no_kernel(); }
+
+dso_status dso_fp8_gemm_workspace(const dso_fp8_gemm*, int64_t*) { return no_kernel(); }
 
 dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm*, dso_stream) { return no_kernel(); }
 

@@ -128,7 +128,8 @@ void fp8_gemm_nt(const py::object& a_, const py::object& sfa_, const py::object&
                             is_bf16(out) ? DSO_BF16 : DSO_F32,
                             accumulate,
                             false,
-                            false};
+                            false,
+                            nullptr};
     const py::gil_scoped_release released;
     const dso_status status = a.is_cuda ? dso_fp8_gemm_nt(&gemm, as_stream(stream)) : dso_fp8_gemm_nt_host(&gemm);
     const py::gil_scoped_acquire acquired;
@@ -176,7 +177,8 @@ py::dict plan_as_dict(const dso_fp8_gemm_plan& plan) {
     using namespace py::literals;
     return py::dict("config"_a = plan.config, "block_m"_a = plan.block_m, "block_n"_a = plan.block_n,
                     "num_stages"_a = plan.num_stages, "swaps_operands"_a = plan.swaps_operands != 0,
-                    "shared_bytes"_a = plan.shared_bytes, "num_splits"_a = plan.num_splits);
+                    "shared_bytes"_a = plan.shared_bytes, "num_splits"_a = plan.num_splits,
+                    "num_shared_tiles"_a = plan.num_shared_tiles);
 }
 
 py::dict fp8_gemm_plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
@@ -189,7 +191,7 @@ py::list fp8_gemm_configs() {
     py::list configs;
     for (const dso::Fp8GemmConfig& tile : dso::kFp8GemmConfigs)
         configs.append(plan_as_dict({static_cast<int>(configs.size()), tile.max_rows, tile.block_n, tile.num_stages,
-                                     tile.swaps_operands, tile.shared_bytes(), 1}));
+                                     tile.swaps_operands, tile.shared_bytes(), 1, 0}));
     return configs;
 }
 

@@ -5,31 +5,42 @@ namespace dso {
 namespace {
 
 constexpr int64_t kBlock = 128;
+constexpr int64_t kFewRows = 128;  // up to which there is no workspace to be asked for
 
 void run_fp8_gemm(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, Tensor& out, bool accumulate,
                   bool batch_invariant, bool b_is_constant) {
     const int64_t m = a.size(0), n = b.size(0), k = a.size(1);
     const int32_t device = a.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device);
-    const dso_fp8_gemm gemm{a.const_data_ptr(),
-                            static_cast<const float*>(sfa.const_data_ptr()),
-                            b.const_data_ptr(),
-                            static_cast<const float*>(sfb.const_data_ptr()),
-                            out.mutable_data_ptr(),
-                            m,
-                            n,
-                            k,
-                            a.stride(0),
-                            b.stride(0),
-                            out.stride(0),
-                            sfa.stride(0),
-                            sfa.stride(1),
-                            sfb.stride(0),
-                            sfb.stride(1),
-                            out.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F32,
-                            accumulate,
-                            batch_invariant,
-                            b_is_constant};
+    dso_fp8_gemm gemm{a.const_data_ptr(),
+                      static_cast<const float*>(sfa.const_data_ptr()),
+                      b.const_data_ptr(),
+                      static_cast<const float*>(sfb.const_data_ptr()),
+                      out.mutable_data_ptr(),
+                      m,
+                      n,
+                      k,
+                      a.stride(0),
+                      b.stride(0),
+                      out.stride(0),
+                      sfa.stride(0),
+                      sfa.stride(1),
+                      sfb.stride(0),
+                      sfb.stride(1),
+                      out.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F32,
+                      accumulate,
+                      batch_invariant,
+                      b_is_constant,
+                      nullptr};
+    Tensor workspace;
+    if (m > kFewRows) {
+        int64_t num_bytes;
+        require_ok(dso_fp8_gemm_workspace(&gemm, &num_bytes));
+        if (num_bytes > 0) {
+            workspace = empty_strided({num_bytes}, {1}, ScalarType::Byte, a);
+            gemm.workspace = workspace.mutable_data_ptr();
+        }
+    }
     require_ok(dso_fp8_gemm_nt(&gemm, current_stream(device)));
 }
 

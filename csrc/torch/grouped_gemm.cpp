@@ -59,7 +59,8 @@ void run(const Operands& x, dso_row_layout row_layout, int64_t expected_m, Tenso
                   out.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F32,
                   accumulate,
                   true,
-                  false};
+                  false,
+                  nullptr};
     if (x.masked()) {
         group.a_stride_group = x.a.stride(0);
         group.sfa_stride_group = x.sfa.stride(0);

@@ -48,7 +48,8 @@ void run(const Operands& x, Tensor& out, bool accumulate) {
                   out.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F32,
                   accumulate,
                   true,
-                  false};
+                  false,
+                  nullptr};
     group.d_stride_group = out.stride(0);
     group.num_groups = x.num_groups();
     group.k_offsets = static_cast<const int32_t*>(x.k_offsets.const_data_ptr());

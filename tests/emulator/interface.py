@@ -23,6 +23,7 @@ class Gemm(ctypes.Structure):
         *fields(ctypes.c_int64, "m n k a_stride b_stride d_stride"),
         *fields(ctypes.c_int64, "sfa_stride_m sfa_stride_k sfb_stride_n sfb_stride_k"),
         *fields(ctypes.c_int, "d_dtype accumulate batch_invariant b_is_constant"),
+        *fields(ctypes.c_void_p, "workspace"),
     ]
 
 
@@ -192,10 +193,12 @@ class Kernels:
     def __init__(self, library: Path):
         self._library = ctypes.CDLL(str(library))
         self._library.dso_last_error.restype = ctypes.c_char_p
+        self._library.dso_fp8_gemm_sharing_bytes.restype = ctypes.c_int64
         self._library.emulator_set.argtypes = [ctypes.c_int, ctypes.c_uint64]
         self.use()
 
     def use(self, num_sms: int = 4, seed: int = 0) -> None:
+        self.num_sms = num_sms
         self._library.emulator_set(num_sms, seed)
 
     def _call(self, name: str, call: ctypes.Structure, *more: int | ctypes.Structure, has_stream: bool = True) -> None:
@@ -208,15 +211,17 @@ class Kernels:
         operands: tuple[Tensor, Tensor, Tensor, Tensor],
         d: Tensor,
         *,
-        plan: tuple[int, int] | None = None,
+        plan: tuple[int, ...] | None = None,
         accumulate: bool = False,
     ) -> None:
-        """`plan` is a config and a number of splits; None: the package's own choice."""
+        """`plan` is a config, a number of splits and, unless none, of shared tiles; None: the package's own choice."""
         call = gemm_of(operands, d, accumulate)
+        workspace = torch.randint(-128, 128, (self._library.dso_fp8_gemm_sharing_bytes(self.num_sms),)).to(torch.int8)
+        call.workspace = workspace.data_ptr()
         if plan is None:
             self._call("dso_fp8_gemm_nt", call)
         else:
-            self._call("dso_fp8_gemm_nt_by_plan", call, *plan)
+            self._call("dso_fp8_gemm_nt_by_plan", call, *(*plan, 0)[:3])
 
     def m_grouped_fp8_gemm_nt(
         self,

@@ -38,7 +38,7 @@ PLANS = [
     for splits in ((1, 2, 4, 8) if kind == "DSO_FP8_SWAP_AB" else (1,))
 ]
 MANY_ROWS = next(config for config, (kind, x) in enumerate(TILES) if kind == "DSO_FP8_GEMM" and x[:2] == (3, 128))
-"""The tile for which there is a kernel of its own, where sfa is MN-major and d is bfloat16."""
+"""The largest tile, which one warp loads where sfa is MN-major, and which CTAs may share."""
 
 
 def rows_of(config: int) -> int:
@@ -94,6 +94,36 @@ def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, kernels):
     want = dense(kernels, operands, plan=plan)
     kernels.use(num_sms, seed)
     assert torch.equal(bits(dense(kernels, operands, plan=plan)), bits(want))
+
+
+@pytest.mark.parametrize("num_sms", [2, 4, 5, 7, 8, 10, 13, 16])
+def test_ctas_that_share_tiles_give_the_same_bits_in_every_order_of_events(num_sms, kernels):
+    """Of nine tiles all that make no full wave: one for all, parts within a tile, and parts of two."""
+    operands = mn_major(quantized_operands(400, 264, 1168, "cpu"))
+    plan = (MANY_ROWS, 1, 9 % num_sms)
+    kernels.use(num_sms)
+    first = dense(kernels, operands, plan=plan)
+    assert_gemm_close(first, dequantized_product(*operands), BF16_LIMIT)
+    for seed in range(1, 4):
+        kernels.use(num_sms, seed)
+        assert torch.equal(bits(dense(kernels, operands, plan=plan)), bits(first))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_shared_tiles_are_overwritten_or_added_to_in_both_types(dtype, accumulate, kernels):
+    operands = mn_major(quantized_operands(200, 136, 656, "cpu"))
+    kernels.use(num_sms=3)
+    got = dense(kernels, operands, plan=(MANY_ROWS, 1, 1), dtype=dtype, accumulate=accumulate)
+    want = dequantized_product(*operands) + (5 if accumulate else 0)
+    assert_gemm_close(got, want, LIMITS[dtype])
+
+
+@pytest.mark.parametrize("num_sms", [3, 4])
+def test_the_packages_own_choice_shares_tiles_and_is_right(num_sms, kernels):
+    kernels.use(num_sms)
+    operands = mn_major(quantized_operands(385, 264, 5008, "cpu"))
+    assert_gemm_close(dense(kernels, operands), dequantized_product(*operands), BF16_LIMIT)
 
 
 @pytest.mark.parametrize("config", range(len(TILES)))

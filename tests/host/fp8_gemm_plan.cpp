@@ -35,17 +35,21 @@ dso_fp8_gemm gemm_of(int64_t m, int64_t n, int64_t k) {
 
 void plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
     const dso::Fp8GemmPlan plan = dso::plan_fp8_gemm(m, n, k, batch_invariant, num_sms);
-    EXPECT(dso::is_possible(plan, m, n, k), "config %d, %d splits for %lld x %lld x %lld", plan.config, plan.num_splits,
-           static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
+    EXPECT(dso::is_possible(plan, m, n, k, num_sms), "config %d, %d splits for %lld x %lld x %lld", plan.config,
+           plan.num_splits, static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
     const dso::Fp8GemmConfig& tile = plan.tile();
-    EXPECT(!batch_invariant || (plan.num_splits == 1 && !(tile.swaps_operands && tile.num_k_groups > 1)),
-           "%d splits, %d groups along k", plan.num_splits, tile.num_k_groups);
+    EXPECT(!batch_invariant ||
+               (plan.num_splits == 1 && !(tile.swaps_operands && tile.num_k_groups > 1) && plan.num_shared_tiles == 0),
+           "%d splits, %d groups along k, %d shared tiles", plan.num_splits, tile.num_k_groups, plan.num_shared_tiles);
 
     const int64_t num_m_blocks = dso::ceil_div<int64_t>(m, tile.max_rows);
     const int64_t num_n_blocks = dso::ceil_div<int64_t>(n, tile.block_n);
     const int64_t num_tiles = num_m_blocks * num_n_blocks, slots = int64_t{num_sms} * tile.ctas_per_sm;
     // A CTA's next tile is computed in int, and may lie one grid past the last tile.
     EXPECT(num_tiles >= 1 && num_tiles * plan.num_splits + slots <= kIntMax, "%lld tiles for %lld x %lld",
+           static_cast<long long>(num_tiles), static_cast<long long>(m), static_cast<long long>(n));
+    // Those that share tiles have two more pieces each, and one past the last.
+    EXPECT(plan.num_shared_tiles == 0 || num_tiles + 3 * int64_t{num_sms} <= kIntMax, "%lld tiles for %lld x %lld",
            static_cast<long long>(num_tiles), static_cast<long long>(m), static_cast<long long>(n));
     // The CTAs of a cluster must find room at the same time.
     EXPECT(plan.num_splits == 1 || num_tiles * plan.num_splits <= slots, "%lld CTAs in clusters of %d",

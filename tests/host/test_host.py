@@ -18,6 +18,7 @@ PROGRAMS = {
     "fp8_gemm_plan": (["fp8_gemm_checks.cpp", "fp8_gemm_config.cpp", "status.cpp"], 1_000_000),
     "mla_decode_plan": (["mla_decode_plan.cpp"], 6_000),
     "pipeline": ([], 5_000),
+    "stream_k": ([], 10_000),
 }
 """Program -> the sources of csrc/launch that it links, and how many cases it must come to."""
 
