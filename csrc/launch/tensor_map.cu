@@ -60,7 +60,7 @@ dso_status encode_tensor_map(const TmaMatrices& x, TensorMap* map) {
     CUtensorMap encoded;
     const auto encode_map = [&] {
         return encode(&encoded, data_type(x.element_bytes), 3, const_cast<void*>(x.base), extents, strides, box,
-                      element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                      element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     };
     CUresult error = encode_map();
