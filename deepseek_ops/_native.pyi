@@ -6,6 +6,7 @@ class Fp8GemmPlan(TypedDict):
     config: int
     block_m: int
     block_n: int
+    num_k_groups: int
     num_stages: int
     swaps_operands: bool
     shared_bytes: int

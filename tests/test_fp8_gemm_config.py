@@ -1,28 +1,46 @@
 """Which tile the FP8 GEMM takes for which shape: pinned, so that a change of the cost model shows what it changes."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from deepseek_ops import _native
 
+MEASURED = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "h200-fp8-gemm-plans.json").read_text())
+
 # Projections of DeepSeek-V3 (n, k): fused q_a and kv_a, q_b, kv_b, o, expert gate or up, expert down.
 SHAPES = [(2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)]
 
-# Rows of a tile, of which columns; the swapped tiles with a number of splits.
+# Rows and columns of a tile, and groups that take its steps in turn; the swapped tiles with a number of splits.
 CHOICES = {
-    1: [(8, 64, 8), (32, 128, 1), (8, 64, 1), (16, 128, 2), (8, 64, 4), (8, 64, 1)],
-    16: [(16, 64, 8), (32, 128, 1), (16, 64, 1), (16, 128, 2), (16, 64, 4), (64, 64)],
-    64: [(64, 64, 4), (64, 64), (64, 64), (64, 64), (64, 64, 2), (64, 64)],
-    128: [(64, 64, 2), (128, 64), (128, 128), (128, 64), (64, 64), (128, 64)],
-    4096: [(192, 128)] * 6,
+    1: [(8, 64, 2, 4), (16, 128, 1, 1), (8, 64, 1, 1), (8, 64, 1, 2), (8, 64, 2, 2), (8, 64, 2, 1)],
+    16: [(16, 128, 1, 4), (16, 128, 1, 1), (16, 64, 1, 1), (16, 128, 1, 2), (64, 64, 2, 2), (64, 64, 2)],
+    64: [(64, 64, 1, 4), (64, 64, 2), (64, 64, 1), (64, 64, 2), (64, 32, 2), (64, 64, 2)],
+    128: [(64, 64, 2, 2), (128, 64, 1), (128, 128, 1), (128, 64, 1), (64, 64, 2), (128, 64, 1)],
+    4096: [(192, 128, 1)] * 6,
 }
 
 
 @pytest.mark.parametrize("m", CHOICES)
 def test_choice_on_132_sms(m):
     plans = [_native.fp8_gemm_plan(m, n, k) for n, k in SHAPES]
-    tiles = [(plan["block_m"], plan["block_n"]) for plan in plans]
+    tiles = [(plan["block_m"], plan["block_n"], plan["num_k_groups"]) for plan in plans]
     splits = [(plan["num_splits"],) if plan["swaps_operands"] else () for plan in plans]
     assert [tile + split for tile, split in zip(tiles, splits, strict=True)] == CHOICES[m]
+
+
+def test_what_is_chosen_was_measured_to_be_nearly_the_fastest():
+    compiled = [{key: tile[key] for key in MEASURED["configs"][0]} for tile in _native.fp8_gemm_configs()]
+    assert compiled == MEASURED["configs"], "other tiles than those that were measured"
+    longer = {}
+    for shape, times in MEASURED["us"].items():
+        plan = _native.fp8_gemm_plan(*map(int, shape.split(" x ")))
+        numbers = [plan["config"], plan["num_splits"], *[plan["num_shared_tiles"]][: plan["num_shared_tiles"]]]
+        ours = {name: t for name, t in times.items() if name != "deep_gemm"}
+        longer[shape] = ours["/".join(map(str, numbers))] / min(ours.values()) - 1
+    assert max(longer.values()) < 0.07, max(longer, key=longer.__getitem__)
+    assert sum(longer.values()) / len(longer) < 0.004
 
 
 @pytest.mark.parametrize("num_sms", [1, 78, 114, 132])

@@ -5,15 +5,38 @@
 
 namespace dso {
 
-/// Where one side is in the ring: which stage, and the parity of the phase it is in. Both sides begin at (0, 0).
-template <int kNumStages>
+/// Where one side is in the ring: which stage, and the parity of the phase it is in. Both sides begin at (0, 0), unless
+/// groups of warps take the stages in turn: then each has every kStride-th, from that of its own number on.
+template <int kNumStages, int kStride = 1>
 struct PipelineState {
+    static_assert(kNumStages % kStride == 0, "a stage must always be the same group's");
     uint32_t stage = 0, phase = 0;
 
     DSO_DEVICE void advance() {
-        stage = stage + 1 == kNumStages ? 0 : stage + 1;
-        phase ^= stage == 0;
+        const uint32_t next = stage + kStride;
+        if constexpr (kStride == 1) {
+            stage = next == kNumStages ? 0 : next;
+        } else {
+            stage = next >= kNumStages ? next - kNumStages : next;
+        }
+        phase ^= stage < kStride;
     }
+};
+
+/// How many of each tile's steps are a group's, where kNumGroups groups take all steps in turn, across tiles.
+template <int kNumGroups>
+class StepsInTurn {
+  public:
+    DSO_DEVICE explicit StepsInTurn(int group) : distance_(group) {}
+
+    DSO_DEVICE int of_tile(int num_steps) {
+        const int own = (num_steps - distance_ + kNumGroups - 1) / kNumGroups;
+        distance_ += own * kNumGroups - num_steps;
+        return own;
+    }
+
+  private:
+    int distance_;  // from the next tile's first step to this group's next; less than kNumGroups
 };
 
 /// The ring's barriers; lives in shared memory.
@@ -25,13 +48,16 @@ struct PipelineState {
 template <int kNumStages>
 struct Pipeline {
     using State = PipelineState<kNumStages>;
+    template <int kStride>
+    using StateOfGroup = PipelineState<kNumStages, kStride>;
 
     uint64_t full[kNumStages];
     uint64_t empty[kNumStages];
 
-    /// By each lane of one warp; the CTA must synchronise before the first use.
-    DSO_DEVICE void init(int lane, uint32_t num_producer_arrivals, uint32_t num_consumer_arrivals) {
-        for (int stage = lane; stage < kNumStages; stage += 32) {
+    /// By one thread; the CTA must synchronise before the first use. (A lane for each stage would take longer: the
+    /// instruction wants an address that is the same for all, and they would take turns.)
+    DSO_DEVICE void init(uint32_t num_producer_arrivals, uint32_t num_consumer_arrivals) {
+        for (int stage = 0; stage < kNumStages; ++stage) {
             ptx::mbarrier_init(&full[stage], num_producer_arrivals);
             ptx::mbarrier_init(&empty[stage], num_consumer_arrivals);
         }
@@ -39,8 +65,16 @@ struct Pipeline {
     }
 
     DSO_DEVICE void acquire(const State& state) { ptx::mbarrier_wait(&empty[state.stage], state.phase ^ 1); }
-    DSO_DEVICE void wait(const State& state) { ptx::mbarrier_wait(&full[state.stage], state.phase); }
-    DSO_DEVICE void release(const State& state) { ptx::mbarrier_arrive(&empty[state.stage]); }
+
+    template <int kStride>
+    DSO_DEVICE void wait(const StateOfGroup<kStride>& state) {
+        ptx::mbarrier_wait(&full[state.stage], state.phase);
+    }
+
+    template <int kStride>
+    DSO_DEVICE void release(const StateOfGroup<kStride>& state) {
+        ptx::mbarrier_arrive(&empty[state.stage]);
+    }
 };
 
 }  // namespace dso

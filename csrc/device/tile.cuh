@@ -33,8 +33,8 @@ DSO_DEVICE uint64_t wgmma_transposed_descriptor(const void* tile, uint32_t tile_
 }
 
 /// The descriptors of one tile in each stage of a ring, one after the other. Carried from step to step, so that nothing
-/// is left to compute between the wait for a stage and its first WGMMA.
-template <int kNumStages, int kStageBytes>
+/// is left to compute between the wait for a stage and its first WGMMA. Of every kStride-th stage, as PipelineState.
+template <int kNumStages, int kStageBytes, int kStride = 1>
 class RingDescriptor {
   public:
     DSO_DEVICE explicit RingDescriptor(const void* first) : low_(static_cast<uint32_t>(wgmma_descriptor(first))) {}
@@ -44,7 +44,7 @@ class RingDescriptor {
     /// `stage` is the one before.
     DSO_DEVICE void advance(uint32_t stage) {
         constexpr uint32_t kStep = kStageBytes >> 4;
-        low_ = stage + 1 == kNumStages ? low_ - (kNumStages - 1) * kStep : low_ + kStep;
+        low_ += (stage + kStride >= kNumStages ? kStride - kNumStages : kStride) * kStep;
     }
 
   private:

@@ -134,17 +134,21 @@ DSO_DEVICE void produce_fp8_gemm(Shared& shared, const Fp8GemmMaps& maps, const 
 
 inline constexpr int kNumLoaderWarps = 3;
 
-/// By the first loading warp: the barriers of `Shared`, and the descriptors on their way.
+/// By the first loading warp: the barriers of `Shared`, and the descriptors on their way. The other threads wait for it
+/// at named barrier 0; it does not wait for them.
 template <typename Shape, typename Shared>
-DSO_DEVICE void init_fp8_gemm(Shared& shared, const Fp8GemmMaps& maps, const Fp8GemmArguments& arguments) {
+DSO_DEVICE void init_fp8_gemm(Shared& shared, const Fp8GemmMaps& maps, const Fp8GemmArguments& arguments,
+                              int num_threads) {
     if (threadIdx.x % 32 == 0) {
         ptx::prefetch_tensor_map(&maps.b);
         ptx::prefetch_tensor_map(&maps.a);
         if (arguments.sfa_by_tma) ptx::prefetch_tensor_map(&maps.sfa);
         shared.queue.init(Shape::kNumMathThreads / 32 + kNumLoaderWarps - 1);
+        // A stage is full when the bytes of b, of a and of sfa are there, and the copies of sfb or of all lanes.
+        shared.pipeline.init(2 + (arguments.sfa_by_tma ? 2 : 32), Shape::kNumStageWarps);
     }
-    // A stage is full when the bytes of b, of a and of sfa are there, and the copies of sfb or of all lanes.
-    shared.pipeline.init(threadIdx.x % 32, 2 + (arguments.sfa_by_tma ? 2 : 32), Shape::kNumStageWarps);
+    __syncwarp();
+    ptx::named_barrier_arrive(0, num_threads);
 }
 
 }  // namespace dso

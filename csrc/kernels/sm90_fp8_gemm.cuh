@@ -6,12 +6,14 @@
 //   sfb  [groups, ceil(n/128), ceil(k/128)]  f32, any strides       cp.async, one float a tile and step
 //   d    [groups, m, n]                      bf16 or f32            TMA store, or straight from registers
 //
-// Tile      BLOCK_M = 64 * kNumMathWarpgroups rows of a, BLOCK_N of b, steps of 128 of K; a ring of kNumStages.
-//           Persistent. BLOCK_N divides 128, so one sfb serves a tile's whole step.
-// Roles     warpgroups 0 .. kNumMathWarpgroups - 1: 64 rows of a each: WGMMA, promotion, epilogue.
+// Tile      64 * kNumMGroups rows of a, BLOCK_N of b, steps of 128 of K; a ring of kNumStages. Persistent. BLOCK_N
+//           divides 128, so one sfb serves a tile's whole step.
+// Roles     math warpgroups: 64 rows of a each: WGMMA, promotion, epilogue. Or two of them have the same rows and take
+//           steps in turn: alone, one would leave the tensor core idle while it promotes. The second leaves its sums.
 //           the last warpgroup: three of its warps load (fp8_gemm_producer.cuh); it gives its registers to the others.
-// Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each math warp.
-//           queue: tiles from the first loading warp to all others.
+// Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each warp that
+//           multiplies from there.   queue: tiles from the first loading warp to all others.
+//           named 0: the barriers are initialised.   1 and 2: the second group's sums are there, and taken.
 // Shared    Fp8GemmShared below.
 // Numerics  WGMMA accumulates 128 of K in its own precision; float32 registers take that times sfa * sfb (promote.cuh).
 //           The order of additions depends on k alone, not on the tile, the CTA or the other rows.
@@ -29,22 +31,25 @@
 namespace dso {
 
 /// One line of launch/fp8_gemm_configs.def, for the compiler.
-template <int kNumMathWarpgroups_, int BLOCK_N_, int kNumStages_>
+template <int kNumMGroups_, int BLOCK_N_, int kNumKGroups_, int kNumStages_>
 struct Fp8GemmShape {
-    static constexpr int kNumMathWarpgroups = kNumMathWarpgroups_, kNumStages = kNumStages_;
-    static constexpr int kMaxRows = 64 * kNumMathWarpgroups, kRowStep = kMaxRows, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
+    static constexpr int kNumMGroups = kNumMGroups_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
+    static constexpr int kNumMathWarpgroups = kNumMGroups * kNumKGroups;
+    static constexpr int kMaxRows = 64 * kNumMGroups, kRowStep = kMaxRows, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
     static constexpr int kNumMathThreads = 128 * kNumMathWarpgroups, kNumThreads = kNumMathThreads + 128;
-    static constexpr int kNumStageWarps = kNumMathThreads / 32;
+    static constexpr int kNumStageWarps = 4 * kNumMGroups;  // a stage is one k group's
     static constexpr int kScaleRun = kMaxRows + 4;  // floats of sfa that a step loads: a run starts at a multiple of 4
+    static constexpr int kNumPanels = ceil_div(BLOCK_N, 64);  // of 64 columns: what TMA stores
     static constexpr bool kCanSplit = false;
 
     // Registers a thread, of 65,536 in all: what the producer needs, and as many as the math warpgroups can have.
     static constexpr int kProducerRegisters = 56;
     static constexpr int kMathRegisters = kNumMathWarpgroups == 3 ? 152 : 224;
 
-    static_assert(BLOCK_N == 64 || BLOCK_N == 128, "one sfb a tile: BLOCK_N must divide the scale block");
+    static_assert(128 % BLOCK_N == 0, "one sfb a tile: BLOCK_N must divide the scale block");
     static_assert(kNumMathWarpgroups <= 3,
                   "more math warpgroups leave too few registers for 64 x 128 sums and partials");
+    static_assert(kNumKGroups == 1 || (kNumKGroups == 2 && kNumMGroups == 1), "one group leaves sums to one other");
 };
 
 template <typename Shape>
@@ -52,7 +57,8 @@ struct Fp8GemmShared {
     alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * Shape::BLOCK_K];
     alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
     // A warp's 16 rows of the output, 64 columns each. (TMA's swizzle goes by the address: whole atoms.)
-    alignas(kSwizzleAtomBytes) uint8_t panels[Shape::kNumMathThreads / 32][Shape::BLOCK_N / 64][16 * kSwizzleBytes];
+    alignas(kSwizzleAtomBytes) uint8_t panels[4 * Shape::kNumMGroups][Shape::kNumPanels][16 * kSwizzleBytes];
+    float left_sums[Shape::kNumKGroups > 1 ? Shape::BLOCK_N / 2 : 1][Shape::kNumKGroups > 1 ? 128 : 1];
     alignas(128) float sfa[Shape::kNumStages][align_up(Shape::kScaleRun, 32)];  // TMA writes to multiples of 128
     float sfb[Shape::kNumStages];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
@@ -70,44 +76,60 @@ class Fp8GemmConsumer {
           map_d_(map_d),
           arguments_(arguments),
           output_(output),
-          warp_(warp),
+          warp_(warp % (4 * Shape::kNumMGroups)),
+          k_group_(warp / (4 * Shape::kNumMGroups)),
           lane_(threadIdx.x % 32),
-          a_(shared.a[0] + warp / 4 * 64 * Shape::BLOCK_K),
-          b_(shared.b[0]) {}
+          a_(shared.a[k_group_] + warp_ / 4 * 64 * Shape::BLOCK_K),
+          b_(shared.b[k_group_]),
+          steps_(k_group_) {
+        state_.stage = k_group_;
+    }
 
     DSO_DEVICE void run() {
         for (;; shared_.queue.pop(num_tiles_)) {
             const GemmTile& tile = shared_.queue.front(num_tiles_);
             if (tile.num_rows == 0) break;
+            const int num_steps = steps_.of_tile(ceil_div(arguments_.k, Shape::BLOCK_K));
             if (tile.num_rows > warp_ / 4 * 64) {
-                compute(tile);
+                compute(tile, num_steps);
             } else {
-                pass_over();
+                pass_over(num_steps);
             }
         }
+        if (has_left_sums_) ptx::named_barrier_sync(kSumsTaken, Shape::kNumMathThreads);
         if (lane_ == 0) ptx::tma_store_wait_read<0>();  // shared memory must outlive the last store's reads
     }
 
   private:
     static constexpr int kNumSums = Shape::BLOCK_N / 2;
+    static constexpr uint32_t kSumsLeft = 1, kSumsTaken = 2;  // named barriers
 
     /// None of the tile's rows are this warpgroup's.
-    DSO_DEVICE void pass_over() {
-        for (int i = ceil_div(arguments_.k, Shape::BLOCK_K); i > 0; --i, advance()) {
+    DSO_DEVICE void pass_over(int num_steps) {
+        for (int i = num_steps; i > 0; --i, advance()) {
             shared_.pipeline.wait(state_);
             release_stage();
         }
     }
 
-    DSO_DEVICE void compute(const GemmTile& tile) {
+    DSO_DEVICE void compute(const GemmTile& tile, int num_steps) {
         float sum[kNumSums];
         const int row = warp_ * 16 + lane_ / 4 + tile.first_row % 4;  // in the run of sfa
         // Asked for long before it is needed: whether this lane's row in the epilogue is the tile's own.
         const bool is_own = is_owned(arguments_.schedule, tile, warp_ * 16 + lane_ % 16);
 
-        multiply<true>(sum, row);
-        for (int i = ceil_div(arguments_.k, Shape::BLOCK_K); i > 1; --i) multiply<false>(sum, row);
+        if (Shape::kNumKGroups == 1 || num_steps > 0) {
+            multiply<true>(sum, row);
+        } else {
+#pragma unroll
+            for (float& x : sum) x = 0.f;
+        }
+        for (int i = num_steps; i > 1; --i) multiply<false>(sum, row);
 
+        if constexpr (Shape::kNumKGroups > 1) {
+            if (k_group_ != 0) return leave(sum);
+            take(sum);
+        }
         if (output_.is_bf16 && !output_.accumulate) {
             store_bf16(sum, tile, is_own);
         } else {
@@ -132,6 +154,22 @@ class Fp8GemmConsumer {
             promote(sum, partial, upper, lower);
         }
         advance();
+    }
+
+    /// To the first group, which adds these to its own.
+    DSO_DEVICE void leave(const float (&sum)[kNumSums]) {
+        if (has_left_sums_) ptx::named_barrier_sync(kSumsTaken, Shape::kNumMathThreads);  // those of the tile before
+#pragma unroll
+        for (int i = 0; i < kNumSums; ++i) shared_.left_sums[i][threadIdx.x % 128] = sum[i];
+        ptx::named_barrier_arrive(kSumsLeft, Shape::kNumMathThreads);
+        has_left_sums_ = true;
+    }
+
+    DSO_DEVICE void take(float (&sum)[kNumSums]) {
+        ptx::named_barrier_sync(kSumsLeft, Shape::kNumMathThreads);
+#pragma unroll
+        for (int i = 0; i < kNumSums; ++i) sum[i] += shared_.left_sums[i][threadIdx.x % 128];
+        ptx::named_barrier_arrive(kSumsTaken, Shape::kNumMathThreads);
     }
 
     DSO_DEVICE void advance() {
@@ -160,7 +198,7 @@ class Fp8GemmConsumer {
                              ptx::pack_bf16x2(x[6], x[7]));
         }
         const bool whole = arguments_.schedule.row_layout == RowLayout::kDense || __all_sync(0xFFFFFFFF, is_own);
-        if (whole) {
+        if (Shape::BLOCK_N >= 64 && whole) {
             ptx::fence_proxy_async_shared();
             __syncwarp();
             if (lane == 0) store_by_tma(tile, row);
@@ -172,7 +210,7 @@ class Fp8GemmConsumer {
 
     DSO_DEVICE void store_by_tma(const GemmTile& tile, int row) {
 #pragma unroll
-        for (int panel = 0; panel < Shape::BLOCK_N / 64; ++panel) {
+        for (int panel = 0; panel < Shape::kNumPanels; ++panel) {
             const int column = tile.n_block * Shape::BLOCK_N + panel * 64;
             if (column < arguments_.schedule.n && row < tile.num_rows)
                 ptx::tma_store_3d(map_d_, shared_.panels[warp_][panel], column, tile.first_row + row, tile.a_matrix);
@@ -215,11 +253,13 @@ class Fp8GemmConsumer {
     const TensorMap* map_d_;
     const Fp8GemmArguments& arguments_;
     const DirectOutput& output_;
-    const int warp_, lane_;
-    RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0])> a_;
-    RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0])> b_;
-    typename Pipeline<Shape::kNumStages>::State state_;
+    const int warp_, k_group_, lane_;  // the warp's place among those of its k group
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0]), Shape::kNumKGroups> a_;
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0]), Shape::kNumKGroups> b_;
+    PipelineState<Shape::kNumStages, Shape::kNumKGroups> state_;
+    StepsInTurn<Shape::kNumKGroups> steps_;
     uint32_t num_tiles_ = 0;
+    bool has_left_sums_ = false;
 };
 
 template <typename Shape>
@@ -233,8 +273,11 @@ __global__ void __launch_bounds__(Shape::kNumThreads, 1)
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
     constexpr int kProducerWarp = Shape::kNumMathThreads / 32;
 
-    if (warp == kProducerWarp) init_fp8_gemm<Shape>(shared, maps, arguments);
-    __syncthreads();
+    if (warp == kProducerWarp) {
+        init_fp8_gemm<Shape>(shared, maps, arguments, Shape::kNumThreads);
+    } else {
+        ptx::named_barrier_sync(0, Shape::kNumThreads);
+    }
     ptx::grid_launch_dependents();
 
     if (warp >= kProducerWarp) {

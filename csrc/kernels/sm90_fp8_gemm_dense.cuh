@@ -205,12 +205,10 @@ __global__ void __launch_bounds__(Shape::kNumThreads, 1)
     // The same value in the whole warp, and the compiler must know it: roles are branches, not predicates.
     const int warpgroup = __shfl_sync(0xFFFFFFFF, threadIdx.x / 128, 0);
 
-    if (threadIdx.x < 32) {
-        if (threadIdx.x == 0) {
-            ptx::prefetch_tensor_map(&maps.a);
-            ptx::prefetch_tensor_map(&maps.b);
-        }
-        shared.pipeline.init(threadIdx.x, 2, Shape::kNumStageWarps);
+    if (threadIdx.x == 0) {
+        ptx::prefetch_tensor_map(&maps.a);
+        ptx::prefetch_tensor_map(&maps.b);
+        shared.pipeline.init(2, Shape::kNumStageWarps);
     }
     __syncthreads();
     ptx::grid_launch_dependents();

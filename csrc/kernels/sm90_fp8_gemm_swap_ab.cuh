@@ -16,10 +16,10 @@
 //           cluster a CTA has one tile only.
 // Roles     kNumKGroups times BLOCK_N / 64 warpgroups, 64 rows of b each: WGMMA, promotion, epilogue.
 //           the last three warps load (fp8_gemm_producer.cuh).
-// Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each math warp.
-//           queue: tiles from the first loading warp to all others.   named 1 + 64-row block: math threads, in the
-//           epilogue. Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are
-//           here.
+// Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each warp that
+//           multiplies from there.   queue: tiles from the first loading warp to all others.
+//           named 0: the barriers are initialised.   1 + 64-row block: math threads, in the epilogue.
+//           Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are here.
 // Shared    Fp8SwapAbShared below.
 // Numerics  As sm90_fp8_gemm.cuh, and unsplit bit for bit the same: the order of additions depends on k alone. Split,
 //           it depends on k and the number of parts.
@@ -50,7 +50,6 @@ struct Fp8SwapAbShape {
     static constexpr int kSumPitch = BLOCK_N + 4;           // floats of a token's sums in shared memory
     static constexpr bool kCanSplit = true;
     static_assert(BLOCK_N == 64 || BLOCK_N == 128, "one sfb a tile: BLOCK_N must divide the scale block");
-    static_assert(kNumStages % kNumKGroups == 0, "a stage must always be the same warpgroup's");
 };
 
 template <typename Shape>
@@ -80,8 +79,11 @@ class Fp8SwapAbConsumer {
           n_group_(__shfl_sync(0xFFFFFFFF, threadIdx.x / 128 % Shape::kNumNGroups, 0)),
           k_group_(__shfl_sync(0xFFFFFFFF, threadIdx.x / 128 / Shape::kNumNGroups, 0)),
           thread_(threadIdx.x % 128),
-          a_(shared.a[0]),
-          b_(shared.b[0] + n_group_ * 64 * Shape::BLOCK_K) {}
+          a_(shared.a[k_group_]),
+          b_(shared.b[k_group_] + n_group_ * 64 * Shape::BLOCK_K),
+          steps_(k_group_) {
+        state_.stage = k_group_;
+    }
 
     DSO_DEVICE void run() {
         for (;; shared_.queue.pop(num_tiles_)) {
@@ -109,8 +111,7 @@ class Fp8SwapAbConsumer {
         for (int i = 0; i < kTokens / 2; ++i) sum[i] = 0.f;
 
         const SplitK split = split_k<Shape>(arguments_.k);
-        for (int i = split.first; i < split.last; ++i, advance()) {
-            if (state_.stage % Shape::kNumKGroups != k_group_) continue;  // another group's step
+        for (int i = steps_.of_tile(split.last - split.first); i > 0; --i, advance()) {
             shared_.pipeline.wait(state_);
             start_multiply<kTokens>(partial, b_.get(), a_.get());
 
@@ -211,6 +212,7 @@ class Fp8SwapAbConsumer {
         if (size > 1) ptx::fence_proxy_async_shared();
         ptx::named_barrier_sync(1, Shape::kNumMathThreads);
         if (size > 1) {
+            ptx::cluster_wait();  // all CTAs run, and their barriers are initialised
             constexpr uint32_t kRowBytes = kPitch * sizeof(float);
             if (threadIdx.x == 0)
                 ptx::mbarrier_arrive_expect_tx(&shared_.all_received, num_parts * rows_of(rank) * kRowBytes);
@@ -257,9 +259,10 @@ class Fp8SwapAbConsumer {
     const Fp8GemmArguments& arguments_;
     const DirectOutput& output_;
     const int n_group_, k_group_, thread_;
-    RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0])> a_;
-    RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0])> b_;
-    typename Pipeline<Shape::kNumStages>::State state_;
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0]), Shape::kNumKGroups> a_;
+    RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0]), Shape::kNumKGroups> b_;
+    PipelineState<Shape::kNumStages, Shape::kNumKGroups> state_;
+    StepsInTurn<Shape::kNumKGroups> steps_;
     uint32_t num_tiles_ = 0;
 };
 
@@ -277,16 +280,16 @@ __global__ void __launch_bounds__(Shape::kNumThreads, Shape::kCtasPerSm)
     const int size = ptx::cluster_size();
     if (warp == kProducerWarp) {
         if (threadIdx.x % 32 == 0) ptx::mbarrier_init(&shared.all_received, 1);
-        init_fp8_gemm<Shape>(shared, maps, arguments);
+        init_fp8_gemm<Shape>(shared, maps, arguments, Shape::kNumThreads);
+    } else {
+        ptx::named_barrier_sync(0, Shape::kNumThreads);
     }
-    __syncthreads();
     if (size > 1) ptx::cluster_arrive();
     ptx::grid_launch_dependents();
 
     if (warp >= kProducerWarp) {
         produce_fp8_gemm<Shape>(shared, maps, arguments, warp - kProducerWarp, blockIdx.x / size, gridDim.x / size);
     } else {
-        if (size > 1) ptx::cluster_wait();  // until all CTAs run, and their barriers are initialised
         Fp8SwapAbConsumer<Shape>(shared, arguments, output).run();
     }
 }

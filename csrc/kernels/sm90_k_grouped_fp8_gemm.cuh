@@ -182,8 +182,8 @@ __global__ void __launch_bounds__(Shape::kNumThreads, 1)
         if (threadIdx.x % 32 == 0) {
             ptx::prefetch_tensor_map(&maps.a);
             ptx::prefetch_tensor_map(&maps.b);
+            shared.pipeline.init(1 + (arguments.scales_by_tma ? 1 : 32), kProducerWarp);
         }
-        shared.pipeline.init(threadIdx.x % 32, 1 + (arguments.scales_by_tma ? 1 : 32), kProducerWarp);
     }
     __syncthreads();
 

@@ -21,7 +21,8 @@
 // Barriers  left, right: the rings' full (the bytes of TMA, and one arrival of each loading thread; one more of right's
 //           says that `exists` is written) and empty (one of each warp that multiplies from there).
 //           p_full: a tile's probabilities and corrections are written.   scored: its scores are there.
-//           q_taken: the queries have left the ring.   named 1: warpgroup 0, 2: all that compute.
+//           q_taken: the queries have left the ring.   rows_full: what lse needs is there.
+//           named 0: the barriers are initialised.   1: warpgroup 0.   2: all that compute.
 // Shared    MlaDecodeShared below: keys in two rings, of their left 256 channels (2 x 32 KiB) and of the others (3 x 40
 //           KiB; 2 x 40 of an FP8 cache, and 42 of one tile's bytes on their way), and 40 KiB of the queries. A tile's
 //           probabilities take the place of its rotated channels, which only the scores need.
@@ -137,7 +138,7 @@ struct MlaDecodeShared : MlaDecodeStaging<Types::kIsFp8> {
     uint64_t exists[Types::kRightStages];  // a bit for each key of a tile
     alignas(8) Pipeline<kMlaLeftStages> left;
     Pipeline<Types::kRightStages> right;
-    uint64_t p_full[Types::kRightStages], scored[Types::kRightStages], q_taken;
+    uint64_t p_full[Types::kRightStages], scored[Types::kRightStages], q_taken, rows_full;
     bool is_last;
 };
 
@@ -633,12 +634,14 @@ class MlaDecodeScores {
         take_queries();
         if (num_tiles_ > 0) compute();
         rows_.finish();
-        if (lane_ % 4 != 0) return;
+        if (lane_ % 4 == 0) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            SoftmaxPart& part = shared_.rows[row(i)];
-            part.base = rows_.sum[i] == 0.f ? kMinusInfinity : rows_.base(i, scale_log2_);
-            part.sum = rows_.sum[i];
+            for (int i = 0; i < 2; ++i) {
+                SoftmaxPart& part = shared_.rows[row(i)];
+                part.base = rows_.sum[i] == 0.f ? kMinusInfinity : rows_.base(i, scale_log2_);
+                part.sum = rows_.sum[i];
+            }
+            ptx::mbarrier_arrive(&shared_.rows_full);
         }
     }
 
@@ -786,7 +789,7 @@ class MlaDecodeScores {
         }
         ptx::fence_proxy_async_shared();
         __syncwarp();
-        if (lane_ == 0) ptx::mbarrier_arrive(&shared_.p_full[state.right.stage]);
+        if (lane_ % 4 == 0) ptx::mbarrier_arrive(&shared_.p_full[state.right.stage]);  // each for its corrections
     }
 
     MlaDecodeShared<Types>& shared_;
@@ -826,6 +829,8 @@ DSO_DEVICE void compute_values(MlaDecodeShared<Types>& shared, int num_tiles, in
                                MlaValueSums& sums) {
     const int thread = threadIdx.x % 128, lane = thread % 32, row = thread / 32 * 16 + lane / 4;
     float row_sum = 0.f;  // of half of row thread / 2
+    for (auto& half : sums)
+        for (float& x : half) x = 0.f;
     MlaRing<Types> state;
     for (int i = 0; i < num_tiles; ++i) {
         ptx::mbarrier_wait(&shared.p_full[state.right.stage], state.right.phase);
@@ -1167,20 +1172,24 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     const int cluster_size = static_cast<int>(ptx::cluster_size()), rank = static_cast<int>(ptx::cluster_rank());
 
     if (warp == kMlaMathWarps) {
-        shared.left.init(threadIdx.x % 32, Types::kLeftArrivals, 4);
-        shared.right.init(threadIdx.x % 32, Types::kRightArrivals, 8);
         if (threadIdx.x % 32 == 0) {
+            shared.left.init(Types::kLeftArrivals, 4);
+            shared.right.init(Types::kRightArrivals, 8);
             if (arguments.box_rows != 0) ptx::prefetch_tensor_map(&map_kv);
             for (int stage = 0; stage < Types::kRightStages; ++stage) {
-                ptx::mbarrier_init(&shared.p_full[stage], 4);
+                ptx::mbarrier_init(&shared.p_full[stage], kMlaTile / 2);
                 ptx::mbarrier_init(&shared.scored[stage], 4);
             }
             ptx::mbarrier_init(&shared.q_taken, 4);
+            ptx::mbarrier_init(&shared.rows_full, kMlaTile / 2);
             ptx::fence_mbarrier_init();
         }
+        __syncwarp();
+        ptx::named_barrier_arrive(0, kMlaThreads);  // it need not wait for the others
+    } else {
+        ptx::named_barrier_sync(0, kMlaThreads);
     }
     const MlaDecodeRows rows(arguments);
-    __syncthreads();
     ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
     if (warp >= kMlaMathWarps) {
@@ -1198,18 +1207,20 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     if (threadIdx.x == kMlaMathThreads - 1) prefetch_pages(arguments, rows, cluster_size, rank);
     load_queries(shared, arguments, rows);
     const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);
+    MlaValueSums sums;
     if (warp < 4) {
         MlaDecodeScores<Types>(shared, arguments, rows, keys, warp).run();
-        ptx::named_barrier_sync(2, kMlaMathThreads);
     } else {
-        MlaValueSums sums = {};
         const int num_tiles_by_tma = keys.num_tiles_by_tma(arguments);
         if (warp < 8) {
             compute_values<Types, false>(shared, keys.num_tiles, num_tiles_by_tma, sums);
         } else {
             compute_values<Types, true>(shared, keys.num_tiles, num_tiles_by_tma, sums);
         }
-        ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there, and no product is running
+    }
+    ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there, and no product is running
+    if (warp >= 4) {
+        ptx::mbarrier_wait(&shared.rows_full, 0);
         const MlaDecodeRows rows_again(arguments);
         if (is_alone(arguments)) {
             store_values(shared, arguments, rows_again, sums, warp - 4);

@@ -630,24 +630,21 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
     // The same value in the whole warp, and the compiler must know it: roles are branches, not predicates.
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
 
-    if (warp == kPrefillProducerWarp) {
-        const int lane = threadIdx.x % 32;
-        shared.keys.init(lane, 1, kPrefillMathWarps);
-        shared.values.init(lane, kPrefillCleaningWarps, kPrefillMathWarps);
-        if (lane == 0) {
-            ptx::prefetch_tensor_map(&map_q);
-            if (arguments.total_k > 0) {
-                ptx::prefetch_tensor_map(&map_k);
-                ptx::prefetch_tensor_map(&map_v);
-            }
-            ptx::mbarrier_init(&shared.q_full, 1);
-            ptx::mbarrier_init(&shared.q_empty, kPrefillMathWarps);
-            for (int i = 0; i < 2; ++i) {
-                ptx::mbarrier_init(&shared.v_loaded[i], 1);
-                ptx::mbarrier_init(&shared.turn[i], kPrefillMathWarps / 2);
-            }
-            shared.queue.init(kPrefillMathWarps + kPrefillCleaningWarps);
+    if (threadIdx.x == kPrefillProducerWarp * 32) {
+        shared.keys.init(1, kPrefillMathWarps);
+        shared.values.init(kPrefillCleaningWarps, kPrefillMathWarps);
+        ptx::prefetch_tensor_map(&map_q);
+        if (arguments.total_k > 0) {
+            ptx::prefetch_tensor_map(&map_k);
+            ptx::prefetch_tensor_map(&map_v);
         }
+        ptx::mbarrier_init(&shared.q_full, 1);
+        ptx::mbarrier_init(&shared.q_empty, kPrefillMathWarps);
+        for (int i = 0; i < 2; ++i) {
+            ptx::mbarrier_init(&shared.v_loaded[i], 1);
+            ptx::mbarrier_init(&shared.turn[i], kPrefillMathWarps / 2);
+        }
+        shared.queue.init(kPrefillMathWarps + kPrefillCleaningWarps);
     }
     __syncthreads();
     ptx::grid_launch_dependents();

@@ -59,7 +59,7 @@ DSO_API dso_status dso_fp8_gemm_workspace(const dso_fp8_gemm* gemm, int64_t* num
 // CTAs share, step by step.
 typedef struct dso_fp8_gemm_plan {
     int config;  // its place in fp8_gemm_configs.def
-    int block_m, block_n, num_stages, swaps_operands, shared_bytes;
+    int block_m, block_n, num_k_groups, num_stages, swaps_operands, shared_bytes;
     int num_splits, num_shared_tiles;
 } dso_fp8_gemm_plan;
 

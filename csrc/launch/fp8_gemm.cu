@@ -77,7 +77,8 @@ dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmL
         {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, tile.block_n, 128, true},
         &launch.maps.b));
     arguments.sfa_by_tma = brings_sfa_by_tma(x, tile);
-    const bool stores_by_tma = !tile.swaps_operands && gemm.d_dtype == DSO_BF16 && !gemm.accumulate;
+    const bool stores_by_tma =
+        !tile.swaps_operands && tile.block_n >= 64 && gemm.d_dtype == DSO_BF16 && !gemm.accumulate;
     launch.is_dense_by_tma =
         dense && tile.is_largest() && stores_by_tma && arguments.sfa_by_tma && gemm.m >= tile.max_rows;
     // A run of scales, and panels of 64 columns for 64 rows or, where rows may be another's, a warp's 16.

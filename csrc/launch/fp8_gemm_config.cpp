@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cmath>
 #include <iterator>
 
 #include "device/math.cuh"
@@ -16,13 +17,14 @@ constexpr int kNumConfigs = static_cast<int>(std::size(kFp8GemmConfigs));
 
 // Fitted to the times of all plans on an H200 (benchmarks/sweep_plans.py, docs/fp8_gemm.md), in microseconds. They are
 // there to rank plans: taken by itself, none of them is a measurement.
-constexpr double kLaunch = 3.15;
-constexpr double kReduction = 0.65;  // of sums between CTAs of a cluster
-constexpr double kBytesPerMicrosecond = 5.42e6;
-constexpr double kIdle = 0.42;     // SMs without a CTA are missed by the memory, too
+constexpr double kLaunch = 1.29;
+constexpr double kReduction = 0.42;  // of sums between two CTAs of a cluster
+constexpr double kDoubling = 0.07;   // of their number
+constexpr double kBytesPerMicrosecond = 4.40e6;
+constexpr double kIdle = 0.34;     // SMs without a CTA are missed by the memory, too
 constexpr double kSharing = 0.64;  // CTAs that share an SM hinder each other
-constexpr double kReread = 0.05;   // of the memory's time, for each block of rows that reads the weights again
-constexpr double kWide = 0.94;     // of the memory's time, where 128 rows of weights come together
+constexpr double kReread = 0.06;   // of the memory's time, for each block of rows that reads the weights again
+constexpr double kWide = 0.96;     // of the memory's time, where 128 rows of weights come together
 constexpr double kExchange = 6.5;  // of sums through memory, where tiles are shared
 
 struct Cost {
@@ -31,10 +33,11 @@ struct Cost {
 };
 
 constexpr Cost kCosts[] = {
-    {0.155, 0.48}, {0.25, 0.76},  {0.46, 0.6},   {0.60, 1.1},    // tall; the larger two under the power limit
-    {0.160, 0.66}, {0.141, 0.39}, {0.220, 0.23}, {0.154, 0.50},  // swapped, 64 weights: 8 and 16 rows
-    {0.301, 0.22}, {0.231, 0.37}, {0.255, 0.54}, {0.200, 0.57},  // 32 and 64 rows
-    {0.239, 0.80}, {0.184, 1.01}, {0.367, 0.74}, {0.609, 1.58},  // 128 weights: 16, 32, 64 and 128 rows
+    {0.231, 0.41}, {0.263, 0.62}, {0.46, 0.6},   {0.60, 1.1},    // tall; the larger two under the power limit
+    {0.186, 0.79}, {0.118, 0.73},                                // tall, two groups that take steps in turn
+    {0.232, 0.49}, {0.196, 0.17}, {0.308, 0.50}, {0.256, 0.68},  // swapped, 64 weights: 8 and 16 rows
+    {0.393, 0.16}, {0.259, 1.06}, {0.300, 0.76}, {0.191, 0.97},  // 32 and 64 rows
+    {0.174, 1.56}, {0.190, 1.78}, {0.420, 1.50}, {0.820, 1.21},  // 128 weights: 16, 32, 64 and 128 rows
 };
 static_assert(std::size(kCosts) == kNumConfigs, "a line of fp8_gemm_configs.def each");
 
@@ -56,7 +59,8 @@ double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, 
     const double memory = bytes / kBytesPerMicrosecond * (1 + kIdle * idle) * (is_wide ? kWide : 1);
     const double reread = tile.swaps_operands ? kReread * static_cast<double>(num_row_blocks - 1) * memory : 0;
     const double work = num_rounds * (num_steps * cost.step * slower + cost.tile);
-    const double exchange = shares_tiles ? kExchange : plan.num_splits > 1 ? kReduction : 0;
+    const double reduction = kReduction + kDoubling * (std::log2(plan.num_splits) - 1);
+    const double exchange = shares_tiles ? kExchange : plan.num_splits > 1 ? reduction : 0;
     return kLaunch + std::max(memory, work) + reread + exchange;
 }
 
@@ -106,6 +110,7 @@ Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant,
     for (int config = 0; config < kNumConfigs; ++config) {
         const Fp8GemmConfig& tile = kFp8GemmConfigs[config];
         if (tile.swaps_operands && m > 2 * tile.max_rows) continue;
+        if (tile.max_rows > 64 && tile.max_rows >= 2 * m) continue;  // half of it for nothing
         for (int num_splits = 1; num_splits <= 8; num_splits *= 2) {
             const Fp8GemmPlan plan{config, num_splits};
             if (!is_possible(plan, m, n, k, num_sms) || (batch_invariant && !adds_in_order(plan))) continue;
@@ -145,7 +150,7 @@ extern "C" dso_status dso_plan_fp8_gemm(int64_t m, int64_t n, int64_t k, int bat
         return dso::fail(DSO_INVALID, "a GEMM is planned for m, n, k and num_sms of at least 1");
     const dso::Fp8GemmPlan chosen = dso::plan_fp8_gemm(m, n, k, batch_invariant != 0, num_sms);
     const dso::Fp8GemmConfig& tile = chosen.tile();
-    *plan = {chosen.config,       tile.max_rows,       tile.block_n,      tile.num_stages,
+    *plan = {chosen.config,       tile.max_rows,       tile.block_n,      tile.num_k_groups,      tile.num_stages,
              tile.swaps_operands, tile.shared_bytes(), chosen.num_splits, chosen.num_shared_tiles};
     return DSO_OK;
 }

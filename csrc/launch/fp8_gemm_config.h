@@ -1,6 +1,7 @@
 // What computes a shape: pure arithmetic on the host, pinned by tests.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace dso {
@@ -12,8 +13,8 @@ struct Fp8GemmConfig {
     int num_k_groups;  // that take a step of k in turn
     int max_rows, block_n, num_stages, ctas_per_sm;
 
-    static constexpr Fp8GemmConfig tall(int num_math_warpgroups, int block_n, int num_stages) {
-        return {false, num_math_warpgroups, 1, 64 * num_math_warpgroups, block_n, num_stages, 1};
+    static constexpr Fp8GemmConfig tall(int num_m_groups, int block_n, int num_k_groups, int num_stages) {
+        return {false, num_m_groups, num_k_groups, 64 * num_m_groups, block_n, num_stages, 1};
     }
     static constexpr Fp8GemmConfig swapped(int max_rows, int block_n, int num_k_groups, int num_stages,
                                            int ctas_per_sm) {
@@ -30,7 +31,8 @@ struct Fp8GemmConfig {
     constexpr int shared_bytes() const {
         const int scales = (scale_run() + 31) / 32 * 128 + 4, barriers = 2 * 8;
         const int stage = (max_rows + block_n) * 128 + scales + barriers;
-        const int output = swaps_operands ? num_k_groups * max_rows * (block_n + 4) * 4 : max_rows * block_n * 2;
+        const int output = swaps_operands ? num_k_groups * max_rows * (block_n + 4) * 4
+                                          : max_rows * (std::max(block_n, 64) * 2 + (num_k_groups - 1) * block_n * 4);
         const int used = num_stages * stage + output + 256;  // with the queue of tiles
         return (used + 1023) / 1024 * 1024;
     }

@@ -18,13 +18,13 @@ dso_status launch_fp8_gemm_kernel(const Fp8GemmLaunch& launch, int num_threads) 
     return launch_kernel(kernel, shape, launch.maps, launch.arguments, launch.output);
 }
 
-template <int kNumMathWarpgroups, int BLOCK_N, int kNumStages>
+template <int kNumMGroups, int BLOCK_N, int kNumKGroups, int kNumStages>
 dso_status launch_fp8_gemm(const Fp8GemmLaunch& launch) {
-    using Shape = Fp8GemmShape<kNumMathWarpgroups, BLOCK_N, kNumStages>;
+    using Shape = Fp8GemmShape<kNumMGroups, BLOCK_N, kNumKGroups, kNumStages>;
     using Shared = Fp8GemmShared<Shape>;
-    static_assert(sizeof(Shared) <= Fp8GemmConfig::tall(kNumMathWarpgroups, BLOCK_N, kNumStages).shared_bytes(),
-                  "the planner's view of a tile is the kernel's");
-    if constexpr (Fp8GemmConfig::tall(kNumMathWarpgroups, BLOCK_N, kNumStages).is_largest()) {
+    constexpr Fp8GemmConfig config = Fp8GemmConfig::tall(kNumMGroups, BLOCK_N, kNumKGroups, kNumStages);
+    static_assert(sizeof(Shared) <= config.shared_bytes(), "the planner's view of a tile is the kernel's");
+    if constexpr (config.is_largest()) {
         using DenseShared = Fp8GemmDenseShared<Shape>;
         if (launch.is_dense_by_tma)
             return launch_fp8_gemm_kernel<sm90_fp8_gemm_dense_kernel<Shape>, DenseShared>(launch, Shape::kNumThreads);

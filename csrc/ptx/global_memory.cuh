@@ -6,17 +6,13 @@
 
 namespace dso::ptx {
 
-/// `ld.acquire.gpu`: what was written before the `store_release` whose value this reads can be seen afterwards.
-DSO_DEVICE uint64_t load_acquire(const uint64_t* address) {
-    uint64_t value;
-    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
-    return value;
-}
-
-/// Reads until `value` is there.
+/// `ld.acquire.gpu`, until `value` is there: what was written before the `store_release` of that value can then be
+/// seen.
 DSO_DEVICE void wait_for_release(const uint64_t* address, uint64_t value) {
-    while (load_acquire(address) != value) {
-    }
+    uint64_t found;
+    do {
+        asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(address) : "memory");
+    } while (found != value);
 }
 
 /// `st.release.gpu`: after all that this thread, and those that it has waited for, wrote.

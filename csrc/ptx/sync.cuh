@@ -10,6 +10,11 @@ DSO_DEVICE void named_barrier_sync(uint32_t id, uint32_t num_threads) {
     asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
+/// `barrier.arrive`: counts as one of the `num_threads` threads at barrier `id`, and goes on.
+DSO_DEVICE void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
+    asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
+}
+
 /// `setmaxnreg.inc`: this warpgroup takes `kRegisters` registers a thread, waiting until they are free.
 template <int kRegisters>
 DSO_DEVICE void setmaxnreg_inc() {

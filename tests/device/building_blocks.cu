@@ -57,7 +57,7 @@ extern "C" __global__ void copy_through_pipeline(const float* source, float* des
     constexpr int kNumStages = 3;
     __shared__ float stages[kNumStages][32];
     __shared__ Pipeline<kNumStages> pipeline;
-    if (threadIdx.x < 32) pipeline.init(threadIdx.x, 32, 1);
+    if (threadIdx.x == 0) pipeline.init(32, 1);
     __syncthreads();
     Pipeline<kNumStages>::State state;
     const int lane = threadIdx.x % 32;

@@ -35,8 +35,8 @@ struct Shared {
 
 DSO_DEVICE Shared& start(uint32_t num_producers, uint32_t num_consumers) {
     auto& shared = ptx::dynamic_shared<Shared>();
-    if (threadIdx.x < 32) shared.pipeline.init(threadIdx.x, num_producers, num_consumers);
     if (threadIdx.x == 0) {
+        shared.pipeline.init(num_producers, num_consumers);
         ptx::mbarrier_init(&shared.barrier, 32);
         ptx::fence_mbarrier_init();
     }

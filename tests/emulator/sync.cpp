@@ -12,19 +12,37 @@ namespace dso::ptx {
 
 using namespace emulator;
 
-void named_barrier_sync(uint32_t id, uint32_t num_threads) {
-    if (id >= 16 || num_threads == 0 || num_threads % 32 != 0) fail("barrier.sync %u, %u", id, num_threads);
-    maybe_pause();
-    NamedBarrier& barrier = current->cta->named_barriers[id];
+namespace {
+
+/// Returns the phase that this arrival belongs to.
+uint32_t arrive(NamedBarrier& barrier, uint32_t id, uint32_t num_threads) {
     if (barrier.arrived == 0) barrier.num_threads = num_threads;
     if (barrier.num_threads != num_threads)
-        fail("barrier.sync %u for %u threads, and for %u", id, num_threads, barrier.num_threads);
+        fail("barrier %u for %u threads, and for %u", id, num_threads, barrier.num_threads);
     const uint32_t phase = barrier.num_phases;
     if (++barrier.arrived == num_threads) {
         barrier.arrived = 0;
         ++barrier.num_phases;
         barrier.waiting.wake();
     }
+    return phase;
+}
+
+NamedBarrier& named_barrier(uint32_t id, uint32_t num_threads) {
+    if (id >= 16 || num_threads == 0 || num_threads % 32 != 0) fail("barrier %u, %u", id, num_threads);
+    maybe_pause();
+    return current->cta->named_barriers[id];
+}
+
+}  // namespace
+
+void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
+    arrive(named_barrier(id, num_threads), id, num_threads);
+}
+
+void named_barrier_sync(uint32_t id, uint32_t num_threads) {
+    NamedBarrier& barrier = named_barrier(id, num_threads);
+    const uint32_t phase = arrive(barrier, id, num_threads);
     while (barrier.num_phases == phase) barrier.waiting.wait({"barrier %u for %u threads", id, num_threads});
 }
 

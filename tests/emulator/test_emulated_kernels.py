@@ -37,7 +37,18 @@ PLANS = [
     for config, (kind, _) in enumerate(TILES)
     for splits in ((1, 2, 4, 8) if kind == "DSO_FP8_SWAP_AB" else (1,))
 ]
-MANY_ROWS = next(config for config, (kind, x) in enumerate(TILES) if kind == "DSO_FP8_GEMM" and x[:2] == (3, 128))
+
+
+def tall(*numbers: int) -> int:
+    """The config whose line begins so."""
+    return next(i for i, (kind, x) in enumerate(TILES) if kind == "DSO_FP8_GEMM" and x[: len(numbers)] == numbers)
+
+
+def swapped(*numbers: int) -> int:
+    return next(i for i, (kind, x) in enumerate(TILES) if kind == "DSO_FP8_SWAP_AB" and x[: len(numbers)] == numbers)
+
+
+MANY_ROWS = tall(3, 128)
 """The largest tile, which one warp loads where sfa is MN-major, and which CTAs may share."""
 
 
@@ -77,7 +88,18 @@ def test_every_plan_is_right_with_scales_of_both_layouts(plan, kernels):
 
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize("plan", [(0, 1), (MANY_ROWS, 1), (6, 1), (9, 2)], ids=str)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        (tall(1, 64), 1),
+        (tall(1, 64, 2), 1),
+        (tall(1, 32), 1),
+        (MANY_ROWS, 1),
+        (swapped(16, 64), 1),
+        (swapped(32, 64, 2), 2),
+    ],
+    ids=str,
+)
 def test_outputs_are_overwritten_or_added_to_in_both_types(plan, dtype, accumulate, kernels):
     operands = quantized_operands(70, 72, 272, "cpu")
     got = dense(kernels, operands, plan=plan, dtype=dtype, accumulate=accumulate)
@@ -88,7 +110,19 @@ def test_outputs_are_overwritten_or_added_to_in_both_types(plan, dtype, accumula
 
 
 @pytest.mark.parametrize(("num_sms", "seed"), [(1, 2), (2, 3), (4, 4), (8, 5)])
-@pytest.mark.parametrize("plan", [(1, 1), (MANY_ROWS, 1), (5, 4), (10, 1)], ids=str)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        (tall(2, 64), 1),
+        (tall(1, 64, 2), 1),
+        (tall(1, 32), 1),
+        (MANY_ROWS, 1),
+        (swapped(8, 64, 2), 4),
+        (swapped(64, 64), 1),
+        (swapped(64, 64, 2), 2),
+    ],
+    ids=str,
+)
 def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, kernels):
     operands = mn_major(quantized_operands(rows_of(plan[0]) + 8, 136, 528, "cpu"))
     want = dense(kernels, operands, plan=plan)
@@ -139,7 +173,7 @@ def test_ctas_compute_tile_after_tile(config, kernels):
 
 @pytest.mark.parametrize("config", range(len(TILES)))
 def test_rings_go_round_more_than_twice(config, kernels):
-    num_stages = TILES[config][1][2]
+    num_stages = TILES[config][1][3]
     operands = mn_major(quantized_operands(rows_of(config), 72, 128 * (2 * num_stages + 1) + 16, "cpu"))
     want = dequantized_product(*operands)
     for seed in range(4):

@@ -91,10 +91,9 @@ void check_configs() {
         EXPECT((tile.shared_bytes() + 1024) * tile.ctas_per_sm <= kSharedOfSm, "%d CTAs of %d bytes", tile.ctas_per_sm,
                tile.shared_bytes());
         EXPECT(tile.max_rows <= kBoxLimit && tile.block_n <= kBoxLimit, "%d x %d", tile.max_rows, tile.block_n);
-        EXPECT(tile.max_rows % 8 == 0 && tile.block_n % 64 == 0 && 128 % tile.block_n == 0, "%d x %d", tile.max_rows,
+        EXPECT(tile.max_rows % 8 == 0 && tile.block_n % 32 == 0 && 128 % tile.block_n == 0, "%d x %d", tile.max_rows,
                tile.block_n);
-        EXPECT(tile.num_stages >= 2 && tile.num_stages % (tile.swaps_operands ? tile.num_k_groups : 1) == 0,
-               "%d stages", tile.num_stages);
+        EXPECT(tile.num_stages >= 2 && tile.num_stages % tile.num_k_groups == 0, "%d stages", tile.num_stages);
     }
     // Every number of rows of a group has a tile.
     for (int64_t rows = 1; rows < 10000; ++rows) {

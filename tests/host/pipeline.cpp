@@ -107,7 +107,7 @@ void simulate(int num_warps, int num_steps) {
     copies.clear();
     dso::Pipeline<kNumStages> pipeline;
     // As in the kernel: one arrival with the bytes of two copies, and one of a third, counted as an arrival (cp.async).
-    for (int lane = 0; lane < 32; ++lane) pipeline.init(lane, 1 + 1, num_warps);
+    pipeline.init(1 + 1, num_warps);
     int content[kNumStages][3];
     int num_readers[kNumStages] = {};
     for (auto& stage : content) stage[0] = stage[1] = stage[2] = -1;
@@ -198,9 +198,31 @@ long long simulate_all() {
     return num_runs;
 }
 
+/// Two groups that take steps in turn, over tiles of all lengths: each step is one group's, whose own state is then at
+/// the stage and phase of that step.
+void check_turns() {
+    constexpr int kNumStages = 6;
+    dso::PipelineState<kNumStages> ring;
+    dso::PipelineState<kNumStages, 2> own[2];
+    dso::StepsInTurn<2> steps[2]{dso::StepsInTurn<2>(0), dso::StepsInTurn<2>(1)};
+    own[1].stage = 1;
+    int turn = 0;
+    for (int tile = 0; tile < 1000; ++tile) {
+        const int num_steps = below(8);
+        int left[2] = {steps[0].of_tile(num_steps), steps[1].of_tile(num_steps)};
+        EXPECT(left[0] + left[1] == num_steps, "%d + %d of %d steps", left[0], left[1], num_steps);
+        for (int step = 0; step < num_steps; ++step, turn ^= 1, ring.advance()) {
+            EXPECT(left[turn]-- > 0, "group %d has no step %d of %d", turn, step, num_steps);
+            EXPECT(own[turn].stage == ring.stage && own[turn].phase == ring.phase, "group %d is elsewhere", turn);
+            own[turn].advance();
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
+    check_turns();
     const long long num_runs = simulate_all<1>() + simulate_all<2>() + simulate_all<3>() + simulate_all<4>() +
                                simulate_all<5>() + simulate_all<6>() + simulate_all<8>() + simulate_all<12>();
     std::printf("%lld interleavings, %lld checks\n", num_runs, num_checked);

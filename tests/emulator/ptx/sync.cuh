@@ -12,6 +12,7 @@ void change_registers();
 namespace dso::ptx {
 
 void named_barrier_sync(uint32_t id, uint32_t num_threads);
+void named_barrier_arrive(uint32_t id, uint32_t num_threads);
 
 template <int kRegisters>
 void setmaxnreg_inc() {
