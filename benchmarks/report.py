@@ -60,6 +60,7 @@ COMPARED = {
     "variants": "h200-fp8-gemm-variants.json",
     "many_rows": "h200-fp8-gemm-many-rows.json",
     "loaders": "h200-fp8-gemm-loaders.json",
+    "steps_in_turn": "h200-fp8-gemm-steps-in-turn.json",
 }
 """Tables of designs that were compared once, each in a file of its own."""
 OURS = "deepseek_ops"
