@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.harness import Case, generator, normal, op_case, ours, some_rows, worst_row
+from benchmarks.harness import Call, Case, Prepare, generator, normal, op_case, ours, some_rows, worst_row
 from benchmarks.shapes import (
     DEVICE,
     HEADS_STAND_INS,
@@ -18,6 +18,7 @@ from benchmarks.shapes import (
     MLA,
     MLA_BETWEEN,
     MLA_FP8,
+    MLA_GRID,
     MLA_STAND_INS,
     PREFILL,
     PREFILL_STAND_INS,
@@ -29,8 +30,10 @@ from benchmarks.shapes import (
 from deepseek_ops.numeric import ceil_div
 from deepseek_ops.op_table import CASES, SCALE, mla_decoded, out_and_lse
 from deepseek_ops.quantize import per_token_cast_to_fp8
+from deepseek_ops.registry import OPS
 
 PAGE_SIZE = 64
+VARIED = tuple(x for x in MLA_GRID if x.heads == 16 and x.s_k <= 8192)
 MLA_LIMIT = 5e-3
 """Relative L2 error of a row: 2.4e-3 is what bfloat16 probabilities and outputs cost."""
 
@@ -71,6 +74,32 @@ def error(arguments, out) -> float:
     return max(errors)
 
 
+def called(*, batch_invariant: bool = False, ragged: bool = False) -> Prepare:
+    """The op with these options; ragged queries are as many of each request all the same."""
+
+    def prepare(*arguments) -> Call:
+        q, kv_cache, block_table, seqlens, scale, causal, _, head_dim_v = arguments
+        offsets = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=DEVICE) * q.shape[1] if ragged else None
+        rows = q.flatten(0, 1) if ragged else q
+
+        def call() -> tuple[torch.Tensor, torch.Tensor]:
+            out, lse = OPS["mla_decode"](
+                rows, kv_cache, block_table, seqlens, scale, causal, offsets, head_dim_v, batch_invariant
+            )
+            return out.view(*q.shape[:-1], -1), lse.view(q.shape[:-1])
+
+        return call
+
+    return prepare
+
+
+def variants(shape: Mla) -> dict[str, Prepare]:
+    """The op called in other ways, in the rounds of the ordinary call, with the heads of a rank."""
+    if shape not in VARIED:
+        return {}
+    return {"batch_invariant_decode": called(batch_invariant=True), "ragged_decode": called(ragged=True)}
+
+
 def rivals(shape: Mla):
     if shape.cache != "bf16":
         return {}
@@ -87,7 +116,7 @@ def test_mla_decode(gpu_bench, shape: Mla):
             op="mla_decode",
             case=str(shape),
             make=partial(inputs, shape),
-            providers={**ours("mla_decode"), **rivals(shape)},
+            providers={**ours("mla_decode"), **variants(shape), **rivals(shape)},
             error=error,
             limit=MLA_LIMIT,
             flops=shape.flops,

@@ -67,6 +67,8 @@ OURS = "deepseek_ops"
 VARIANTS = {
     "batch_invariant": ("fp8_gemm_nt", "batch_invariant=True"),
     "b_in_flight": ("fp8_gemm_nt", "b_is_constant=False"),
+    "batch_invariant_decode": ("mla_decode", "batch_invariant=True"),
+    "ragged_decode": ("mla_decode", "cu_seqlens_q"),
 }
 """Our own ops called in another way, run beside the ordinary call: which op, and how. They are no peers."""
 OUT_OF_TIME = "out of time"

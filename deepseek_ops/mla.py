@@ -53,6 +53,7 @@ def mla_decode(
     causal: bool = True,
     cu_seqlens_q: Tensor | None = None,
     head_dim_v: int = 512,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Absorbed MLA over a paged cache: `softmax(softmax_scale * q @ k.T) @ k[:, :head_dim_v]` for each request.
 
@@ -74,6 +75,8 @@ def mla_decode(
         cu_seqlens_q: `[b + 1]` int32. The queries of request i are the rows `cu_seqlens_q[i]` up to
             `cu_seqlens_q[i + 1]` of `q`; clamped to `[0, total_q]`, and a decreasing pair is an empty request.
         head_dim_v: leading channels of a key that are its value; 512 for the FP8 format.
+        batch_invariant: the bits of a request depend on its own queries, keys, length and `softmax_scale` alone: not on
+            the other requests, nor on how wide `block_table` is, nor on the GPU's size.
 
     Returns:
         `out`: `[b, s_q, h, head_dim_v]` or `[total_q, h, head_dim_v]` in `q`'s dtype.
@@ -84,7 +87,8 @@ def mla_decode(
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    return _mla_decode(q, kv_cache, block_table, cache_seqlens, softmax_scale, causal, cu_seqlens_q, head_dim_v)
+    options = (softmax_scale, causal, cu_seqlens_q, head_dim_v, batch_invariant)
+    return _mla_decode(q, kv_cache, block_table, cache_seqlens, *options)
 
 
 def mla_decode_out(
@@ -98,11 +102,13 @@ def mla_decode_out(
     softmax_scale: float,
     causal: bool = True,
     cu_seqlens_q: Tensor | None = None,
+    batch_invariant: bool = False,
 ) -> None:
     """`mla_decode` into `out` and `lse`, every element of which is overwritten.
 
     Args:
-        q, kv_cache, block_table, cache_seqlens, softmax_scale, causal, cu_seqlens_q: as in `mla_decode`.
+        q, kv_cache, block_table, cache_seqlens, softmax_scale, causal, cu_seqlens_q, batch_invariant: as in
+            `mla_decode`.
         out: `[b, s_q, h, head_dim_v]` or `[total_q, h, head_dim_v]` in `q`'s dtype.
         lse: `[b, s_q, h]` or `[total_q, h]` float32, contiguous. Neither shares memory with an input or the other.
 
@@ -110,7 +116,8 @@ def mla_decode_out(
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    _mla_decode_out(q, kv_cache, block_table, cache_seqlens, out, lse, softmax_scale, causal, cu_seqlens_q)
+    options = (softmax_scale, causal, cu_seqlens_q, batch_invariant)
+    _mla_decode_out(q, kv_cache, block_table, cache_seqlens, out, lse, *options)
 
 
 def _check_operands(
@@ -160,6 +167,7 @@ def _check_decode(
     causal: bool,
     cu_seqlens_q: Tensor | None,
     head_dim_v: int,
+    batch_invariant: bool = False,
 ) -> None:
     check = Checker("mla_decode")
     shape = _check_operands(check, q, kv_cache, block_table, cache_seqlens, softmax_scale, cu_seqlens_q)
@@ -176,6 +184,7 @@ def _check_decode_out(
     softmax_scale: float,
     causal: bool,
     cu_seqlens_q: Tensor | None,
+    batch_invariant: bool = False,
 ) -> None:
     check = Checker("mla_decode_out")
     *lead, head_dim_k = _check_operands(check, q, kv_cache, block_table, cache_seqlens, softmax_scale, cu_seqlens_q)
@@ -201,6 +210,7 @@ def _fake_decode(
     causal: bool,
     cu_seqlens_q: Tensor | None,
     head_dim_v: int,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
     lead = q.shape[:-1]
     return q.new_empty((*lead, head_dim_v)), q.new_empty(lead, dtype=torch.float32)
@@ -215,6 +225,7 @@ def mla_decode_reference(
     causal: bool,
     cu_seqlens_q: Tensor | None,
     head_dim_v: int,
+    batch_invariant: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One query row after the other, so that its bits depend on nothing but its own request."""
     b, max_pages = block_table.shape
@@ -267,6 +278,7 @@ def mla_decode_out_reference(
     softmax_scale: float,
     causal: bool,
     cu_seqlens_q: Tensor | None,
+    batch_invariant: bool = False,
 ) -> None:
     new_out, new_lse = mla_decode_reference(
         q, kv_cache, block_table, cache_seqlens, softmax_scale, causal, cu_seqlens_q, out.shape[-1]
@@ -277,7 +289,7 @@ def mla_decode_out_reference(
 
 _mla_decode = register_op(
     "mla_decode(Tensor q, Tensor kv_cache, Tensor block_table, Tensor cache_seqlens, float softmax_scale, bool causal, "
-    "Tensor? cu_seqlens_q, int head_dim_v) -> (Tensor, Tensor)",
+    "Tensor? cu_seqlens_q, int head_dim_v, bool batch_invariant=False) -> (Tensor, Tensor)",
     check=_check_decode,
     fake=_fake_decode,
     reference=mla_decode_reference,
@@ -285,7 +297,7 @@ _mla_decode = register_op(
 
 _mla_decode_out = register_op(
     "mla_decode_out(Tensor q, Tensor kv_cache, Tensor block_table, Tensor cache_seqlens, Tensor(a!) out, "
-    "Tensor(b!) lse, float softmax_scale, bool causal, Tensor? cu_seqlens_q) -> ()",
+    "Tensor(b!) lse, float softmax_scale, bool causal, Tensor? cu_seqlens_q, bool batch_invariant=False) -> ()",
     check=_check_decode_out,
     fake=lambda *args: None,
     reference=mla_decode_out_reference,

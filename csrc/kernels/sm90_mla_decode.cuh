@@ -5,14 +5,21 @@
 //                  or rows of 512 e4m3 | 4 f32 scales | 64 bf16  cp.async, and from there converted to f16 tiles
 //   block_table    [b, max_pages]               int32            plain loads by the loading warps
 //   cache_seqlens  [b]                          int32
+//   cu_seqlens_q   [b + 1], or none             int32            plain loads by every warp
 //   out            [b, s_q, heads, 512]         the type of q    16-byte stores through shared memory
 //   lse            [b, s_q, heads]              f32              natural logarithm; -inf where no key is visible
+//
+// With cu_seqlens_q the queries of request i are the rows cu_seqlens_q[i] up to cu_seqlens_q[i + 1] of q [s_q, heads,
+// 576], and likewise of out and lse.
 //
 // Tile      64 rows, which are the (query, head) pairs of a request packed, and 64 keys at a time.
 // Split     The keys of a tile of rows are shared by the CTAs of a cluster, and by num_parts clusters. Each CTA of a
 //           cluster adds up its share of the columns, reading the others' sums from their shared memory; the last
 //           cluster of a tile of rows to come, column share by column share, adds up the parts. All in one order, so
-//           the bits are the same on every run.
+//           the bits are the same on every run. With tiles_per_part, a request that has few tiles of keys has fewer
+//           parts, as many as its own length says: then the bits do not depend on the batch.
+// Ragged    A grid of as many tiles of rows as there can be; each CTA counts those of the requests up to its own, 32
+//           requests at a time. The rows of no request are tiles that see no key. CTAs that are left over return.
 // Roles     warpgroup 0: scores and softmax; the left 256 channels of its queries stay in registers.
 //           warpgroup 1: columns 0 to 255 of the output ("left").   warpgroup 2: 256 to 511 ("right").
 //           warpgroup 3: its four warps load.
@@ -44,6 +51,7 @@
 
 #include "device/math.cuh"
 #include "device/pipeline.cuh"
+#include "device/segments.cuh"
 #include "device/softmax.cuh"
 #include "device/tile.cuh"
 #include "kernels/mla_decode_arguments.h"
@@ -170,19 +178,72 @@ DSO_DEVICE float2 unpack_half(uint32_t pair) {
 
 // ------------------------------------------------------------------------------------------------------- work
 
-/// The rows that a CTA has to do with, and which of the shares of their keys. Reads no memory, so that the queries can
-/// be asked for before a length is there, and so that it can be had again where registers are few.
+/// The rows that a CTA has to do with, and which of the shares of their keys. Reads no length, so that the queries can
+/// be asked for before it is there, and is had again where registers are few. By all lanes of a warp.
 struct MlaDecodeRows {
-    int unit;  // the tile of rows, of all requests
-    int request, first_row, num_rows;
-    int part;  // of the keys: the cluster's
+    static constexpr int kNobody = -1;
+
+    int unit;               // the tile of rows, of all requests
+    int part;               // of the keys: the cluster's
+    int request = kNobody;  // whose rows see no key
+    int first_query = 0;    // of the request, where the queries of all are counted together
+    int s_q = 0;            // of the request
+    int first_row = 0;      // of the tile, among the request's
+    int num_rows = 0;       // 0: there is no such tile
 
     DSO_DEVICE explicit MlaDecodeRows(const MlaDecodeArguments& arguments)
         : unit(static_cast<int>(ptx::cluster_index_x())), part(static_cast<int>(ptx::cta_index_y())) {
-        const int row_tile = arguments.num_row_tiles > 1 ? unit % arguments.num_row_tiles : 0;
-        request = arguments.num_row_tiles > 1 ? unit / arguments.num_row_tiles : unit;
-        first_row = row_tile * kMlaTile;
-        num_rows = min(kMlaTile, arguments.s_q * arguments.num_heads - first_row);
+        if (arguments.cu_seqlens_q != nullptr) {
+            find(arguments);
+        } else {
+            request = arguments.num_row_tiles > 1 ? unit / arguments.num_row_tiles : unit;
+            s_q = arguments.s_q;
+            take_tile(arguments, arguments.num_row_tiles > 1 ? unit % arguments.num_row_tiles : 0);
+        }
+    }
+
+    DSO_DEVICE int query_of(const MlaDecodeArguments& arguments, int row) const {
+        return (first_row + row) / arguments.num_heads;
+    }
+    DSO_DEVICE int head_of(const MlaDecodeArguments& arguments, int row) const {
+        return (first_row + row) % arguments.num_heads;
+    }
+    /// Where a row of the tile lies in `q` or `out`, in elements.
+    DSO_DEVICE int64_t offset(const MlaDecodeArguments& arguments, int row, int64_t stride_b, int64_t stride_s,
+                              int64_t stride_h) const {
+        const int64_t query = first_query + query_of(arguments, row);
+        return (arguments.cu_seqlens_q ? 0 : request * stride_b) + query * stride_s +
+               head_of(arguments, row) * stride_h;
+    }
+
+  private:
+    DSO_DEVICE static int num_tiles_of(int rows) { return rows > 0 ? (rows - 1) / kMlaTile + 1 : 0; }
+
+    DSO_DEVICE void take_tile(const MlaDecodeArguments& arguments, int tile) {
+        first_row = tile * kMlaTile;
+        num_rows = min(kMlaTile, s_q * arguments.num_heads - first_row);
+    }
+
+    /// The tiles of ragged queries are numbered request by request.
+    DSO_DEVICE void find(const MlaDecodeArguments& arguments) {
+        Segments queries(arguments.cu_seqlens_q, arguments.b, arguments.s_q);
+        int num_counted = 0;
+        for (int first = 0; first <= arguments.b + 1; first += 32) {
+            queries.load(first + static_cast<int>(threadIdx.x % 32));
+            const int tiles = scan_lanes(num_tiles_of((queries.end - queries.start) * arguments.num_heads),
+                                         [](int x, int y) { return x + y; });
+            const uint32_t beyond = __ballot_sync(0xFFFFFFFF, num_counted + tiles > unit);
+            if (beyond != 0) {
+                const int owner = __ffs(static_cast<int>(beyond)) - 1, segment = first + owner;
+                request = segment >= 1 && segment <= arguments.b ? segment - 1 : kNobody;
+                first_query = __shfl_sync(0xFFFFFFFF, queries.start, owner);
+                s_q = __shfl_sync(0xFFFFFFFF, queries.end, owner) - first_query;
+                const int past = num_counted + __shfl_sync(0xFFFFFFFF, tiles, owner) - unit;  // tiles from this one on
+                take_tile(arguments, num_tiles_of(s_q * arguments.num_heads) - past);
+                return;
+            }
+            num_counted += __shfl_sync(0xFFFFFFFF, tiles, 31);
+        }
     }
 };
 
@@ -192,16 +253,22 @@ struct MlaDecodeKeys {
     int some_see, all_see;  // keys that the last of the rows sees, and the first
     int first_tile, num_tiles;
     int num_whole_tiles;  // tiles before this one have all their keys, if their pages exist
+    int num_parts;        // that the keys are shared by
 
     /// The keys are shared evenly: the first shares have one tile more than the others.
     DSO_DEVICE MlaDecodeKeys(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
                              int rank) {
-        length = max(0, min(arguments.cache_seqlens[rows.request], arguments.max_keys));
+        length = rows.request == MlaDecodeRows::kNobody
+                     ? 0
+                     : max(0, min(arguments.cache_seqlens[rows.request], arguments.max_keys));
         some_see = visible(arguments, rows, rows.num_rows - 1);
         all_see = visible(arguments, rows, 0);
         num_whole_tiles = max(some_see, 0) / kMlaTile;
         const int total = ceil_div(max(some_see, 0), kMlaTile);
-        const int share = rows.part * cluster_size + rank, num_shares = arguments.num_parts * cluster_size;
+        num_parts = arguments.num_parts;
+        if (arguments.tiles_per_part != 0)
+            num_parts = max(1, min(num_parts, ceil_div(total, arguments.tiles_per_part)));
+        const int share = rows.part * cluster_size + rank, num_shares = num_parts * cluster_size;
         const int each = total / num_shares, more = total % num_shares;
         first_tile = share * each + min(share, more);
         num_tiles = each + (share < more ? 1 : 0);
@@ -210,8 +277,7 @@ struct MlaDecodeKeys {
     /// Keys that row `row` of the tile sees.
     DSO_DEVICE int visible(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row) const {
         if (!arguments.is_causal) return length;
-        const int query = (rows.first_row + row) / arguments.num_heads;
-        return length - (arguments.s_q - 1 - min(query, arguments.s_q - 1));
+        return length - (rows.s_q - 1 - min(rows.query_of(arguments, row), rows.s_q - 1));
     }
 
     /// How many of the CTA's tiles come by TMA, before those that are gathered. Pages whose rows are none of the
@@ -221,21 +287,32 @@ struct MlaDecodeKeys {
     }
 };
 
+/// Whether there is no such tile of rows, or no such part of its keys.
+DSO_DEVICE bool has_no_work(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
+                            int rank) {
+    if (rows.num_rows == 0) return true;
+    return arguments.tiles_per_part != 0 && rows.part > 0 &&
+           rows.part >= MlaDecodeKeys(arguments, rows, cluster_size, rank).num_parts;
+}
+
 /// Whether a CTA has all keys of its rows.
 DSO_DEVICE bool is_alone(const MlaDecodeArguments& arguments) {
     return ptx::cluster_size() == 1 && arguments.num_parts == 1;
 }
 
-/// Where a row of the tile lies in `out`, in elements.
-DSO_DEVICE int64_t out_offset(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row) {
-    const int query = (rows.first_row + row) / arguments.num_heads;
-    const int head = (rows.first_row + row) % arguments.num_heads;
-    return rows.request * arguments.out_stride_b + query * arguments.out_stride_s + head * arguments.out_stride_h;
+/// Two or eight elements of a row of the output, from `column` on.
+template <typename Vector>
+DSO_DEVICE void store_out(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row, int column,
+                          const Vector& values) {
+    const int64_t offset =
+        rows.offset(arguments, row, arguments.out_stride_b, arguments.out_stride_s, arguments.out_stride_h);
+    *reinterpret_cast<Vector*>(static_cast<uint16_t*>(arguments.out) + offset + column) = values;
 }
 
 DSO_DEVICE void store_lse(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row, float lse_log2) {
-    const int64_t first = int64_t{rows.request} * arguments.s_q * arguments.num_heads;
-    arguments.lse[first + rows.first_row + row] = lse_log2 * kLn2;
+    const int64_t offset =
+        rows.offset(arguments, row, int64_t{arguments.s_q} * arguments.num_heads, arguments.num_heads, 1);
+    arguments.lse[offset] = lse_log2 * kLn2;
 }
 
 /// What counts the parts of the columns that are this CTA's in its cluster.
@@ -281,7 +358,7 @@ DSO_DEVICE void prefetch_pages(const MlaDecodeArguments& arguments, const MlaDec
                                int rank) {
     const int share = rows.part * cluster_size + rank, num_shares = arguments.num_parts * cluster_size;
     const int first_key = arguments.max_keys / num_shares * share;
-    if (arguments.max_keys > 0)
+    if (arguments.max_keys > 0 && rows.request != MlaDecodeRows::kNobody)
         ptx::prefetch_line_to_l2(arguments.block_table + rows.request * arguments.table_stride +
                                  first_key / arguments.page_size);
 }
@@ -589,10 +666,8 @@ DSO_DEVICE void load_queries(MlaDecodeShared<Types>& shared, const MlaDecodeArgu
     const int row = threadIdx.x / kThreadsOfRow, first_chunk = threadIdx.x % kThreadsOfRow;
     uint4 values[kChunks] = {};
     if (row < rows.num_rows) {
-        const int query = (rows.first_row + row) / arguments.num_heads;
-        const int head = (rows.first_row + row) % arguments.num_heads;
-        const auto* q = static_cast<const uint16_t*>(arguments.q) + rows.request * arguments.q_stride_b +
-                        query * arguments.q_stride_s + head * arguments.q_stride_h;
+        const auto* q = static_cast<const uint16_t*>(arguments.q) +
+                        rows.offset(arguments, row, arguments.q_stride_b, arguments.q_stride_s, arguments.q_stride_h);
 #pragma unroll
         for (int i = 0; i < kChunks; ++i)
             values[i] = reinterpret_cast<const uint4*>(q)[first_chunk + i * kThreadsOfRow];
@@ -912,9 +987,8 @@ DSO_DEVICE void store_values(MlaDecodeShared<Types>& shared, const MlaDecodeArgu
     __syncwarp();
     const int num_rows = min(16, rows.num_rows - first_row);
     for (int row = 0; row < num_rows; ++row) {
-        auto* out = static_cast<uint16_t*>(arguments.out) + out_offset(arguments, rows, first_row + row);
-        *reinterpret_cast<uint4*>(out + side * 256 + lane * 8) =
-            *reinterpret_cast<const uint4*>(panels[lane / 8] + swizzled_offset(row, lane % 8));
+        store_out(arguments, rows, first_row + row, side * 256 + lane * 8,
+                  *reinterpret_cast<const uint4*>(panels[lane / 8] + swizzled_offset(row, lane % 8)));
     }
 }
 
@@ -942,6 +1016,8 @@ class MlaDecodeCombination {
           size_(static_cast<int>(ptx::cluster_size())),
           rank_(static_cast<int>(ptx::cluster_rank())),
           rows_(arguments),
+          num_parts_(arguments.tiles_per_part != 0 ? MlaDecodeKeys(arguments, rows_, size_, rank_).num_parts
+                                                   : arguments.num_parts),
           warp_(warp),
           lane_(threadIdx.x % 32) {}
 
@@ -951,7 +1027,7 @@ class MlaDecodeCombination {
         ptx::cluster_wait();
         combine_cluster();
         if (size_ > 1) ptx::cluster_arrive();  // this thread has read what it needs
-        if (arguments_.num_parts > 1 && is_last_part()) combine_parts();
+        if (num_parts_ > 1 && is_last_part()) combine_parts();
         if (size_ > 1) ptx::cluster_wait();  // the others read from here
     }
 
@@ -988,7 +1064,7 @@ class MlaDecodeCombination {
             const int group = rank_ * num_groups + owned;
             owned += group_step();
             if (owned < num_groups) read_sources(sources, rank_ * num_groups + owned);
-            if (arguments_.num_parts > 1) {
+            if (num_parts_ > 1) {
                 *partial_sums(rows_.part, group) = sum;
             } else {
                 store_group(group, sum);
@@ -1031,7 +1107,7 @@ class MlaDecodeCombination {
         for (int source = 0; source < kMlaMaxCluster; ++source)
             shared_.sums.weights[source][row] = weights[source] * inverse;
         const float lse_log2 = log2_sum(base, total);
-        if (arguments_.num_parts > 1) {
+        if (num_parts_ > 1) {
             *partial_lse(rows_.part, row) = lse_log2;
         } else if (rank_ == 0 && row < rows_.num_rows) {
             store_lse(arguments_, rows_, row, lse_log2);
@@ -1044,7 +1120,7 @@ class MlaDecodeCombination {
         if (threadIdx.x == 0) {
             unsigned long long* counter = counter_of(arguments_, rows_, size_, rank_);
             __threadfence();
-            shared_.is_last = atomicAdd(counter, 1ull) == kMlaCounts + arguments_.num_parts - 1;
+            shared_.is_last = atomicAdd(counter, 1ull) == kMlaCounts + num_parts_ - 1;
             __threadfence();
             if (shared_.is_last) *counter = 0;  // what lies here next must not look like a counter
         }
@@ -1056,9 +1132,9 @@ class MlaDecodeCombination {
         if (threadIdx.x < 4 * kMlaTile)
             weigh_parts(static_cast<int>(threadIdx.x) / 4, static_cast<int>(threadIdx.x) % 4);
         ptx::named_barrier_sync(2, kMlaMathThreads);
-        if (arguments_.num_parts <= 2) {
+        if (num_parts_ <= 2) {
             add_parts<2>();
-        } else if (arguments_.num_parts <= 4) {
+        } else if (num_parts_ <= 4) {
             add_parts<4>();
         } else {
             add_parts<kMlaLoadsAtOnce>();
@@ -1071,7 +1147,7 @@ class MlaDecodeCombination {
         const float* lse = partial_lse(0, row);
         float top = kMinusInfinity, total = 0.f;
 #pragma unroll 4
-        for (int part = lane; part < arguments_.num_parts; part += 4) {
+        for (int part = lane; part < num_parts_; part += 4) {
             const float x = __ldcg(lse + part);
             shared_.sums.part_weights[part][row] = x;
             top = fmaxf(top, x);
@@ -1079,7 +1155,7 @@ class MlaDecodeCombination {
 #pragma unroll
         for (int distance = 1; distance < 4; distance *= 2)
             top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, distance));
-        for (int part = lane; part < arguments_.num_parts; part += 4) {
+        for (int part = lane; part < num_parts_; part += 4) {
             float& weight = shared_.sums.part_weights[part][row];
             weight = weight == kMinusInfinity ? 0.f : ptx::exp2(weight - top);
             total += weight;
@@ -1087,7 +1163,7 @@ class MlaDecodeCombination {
 #pragma unroll
         for (int distance = 1; distance < 4; distance *= 2) total += __shfl_xor_sync(0xFFFFFFFF, total, distance);
         const float inverse = inverse_of(total);
-        for (int part = lane; part < arguments_.num_parts; part += 4) shared_.sums.part_weights[part][row] *= inverse;
+        for (int part = lane; part < num_parts_; part += 4) shared_.sums.part_weights[part][row] *= inverse;
         if (rank_ == 0 && lane == 0 && row < rows_.num_rows) store_lse(arguments_, rows_, row, log2_sum(top, total));
     }
 
@@ -1098,21 +1174,21 @@ class MlaDecodeCombination {
         const int num_groups = kMlaGroups / size_, step = group_step();
         for (int owned = first_group(); owned < num_groups; owned += kItems * step) {
             float4 sums[kItems] = {};
-            for (int first = 0; first < arguments_.num_parts; first += kParts) {
+            for (int first = 0; first < num_parts_; first += kParts) {
                 const float4* places = partial_sums(first, rank_ * num_groups + owned);
                 float4 x[kItems][kParts];
 #pragma unroll
                 for (int item = 0; item < kItems; ++item) {
 #pragma unroll
                     for (int i = 0; i < kParts; ++i) {
-                        const bool exists = owned + item * step < num_groups && first + i < arguments_.num_parts;
+                        const bool exists = owned + item * step < num_groups && first + i < num_parts_;
                         x[item][i] = exists ? __ldcg(places + i * kMlaPartialSums) : float4{};
                     }
                     places += step * kMlaRowWarps * 32;
                 }
 #pragma unroll
                 for (int i = 0; i < kParts; ++i) {
-                    const float* weights = shared_.sums.part_weights[min(first + i, arguments_.num_parts - 1)];
+                    const float* weights = shared_.sums.part_weights[min(first + i, num_parts_ - 1)];
                     const float upper = weights[row(0)], lower = weights[row(1)];
 #pragma unroll
                     for (int item = 0; item < kItems; ++item) {
@@ -1146,9 +1222,7 @@ class MlaDecodeCombination {
         const uint32_t pairs[2] = {pack_half<Types::kQuery>(x.x, x.y), pack_half<Types::kQuery>(x.z, x.w)};
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            if (row(h) >= rows_.num_rows) continue;
-            auto* out = static_cast<uint16_t*>(arguments_.out) + out_offset(arguments_, rows_, row(h)) + column;
-            *reinterpret_cast<uint32_t*>(out) = pairs[h];
+            if (row(h) < rows_.num_rows) store_out(arguments_, rows_, row(h), column, pairs[h]);
         }
     }
 
@@ -1156,6 +1230,7 @@ class MlaDecodeCombination {
     const MlaDecodeArguments& arguments_;
     const int size_, rank_;
     const MlaDecodeRows rows_;
+    const int num_parts_;
     const int warp_, lane_;
 };
 
@@ -1189,9 +1264,10 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     } else {
         ptx::named_barrier_sync(0, kMlaThreads);
     }
-    const MlaDecodeRows rows(arguments);
     ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
+    const MlaDecodeRows rows(arguments);
+    if (has_no_work(arguments, rows, cluster_size, rank)) return;
     if (warp >= kMlaMathWarps) {
         ptx::setmaxnreg_dec<32>();
         const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);

@@ -31,6 +31,7 @@
 
 #include "device/math.cuh"
 #include "device/pipeline.cuh"
+#include "device/segments.cuh"
 #include "device/softmax.cuh"
 #include "device/tile.cuh"
 #include "device/tile_queue.cuh"
@@ -83,41 +84,8 @@ using PrefillRing = PipelineState<2>;
 
 // ------------------------------------------------------------------------------------------------------ tiles
 
-/// Inclusive scan over the lanes of a warp.
-template <typename Combine>
-DSO_DEVICE int scan_lanes(int x, const Combine& combine) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-        const int before = __shfl_up_sync(0xFFFFFFFF, x, distance);
-        if (lane >= distance) x = combine(before, x);
-    }
-    return x;
-}
-
-/// Where the segments that 32 lanes stand for begin and end, from offsets of any values.
-class PrefillBounds {
-  public:
-    DSO_DEVICE PrefillBounds(const int32_t* offsets, int b, int total) : offsets_(offsets), b_(b), total_(total) {}
-
-    /// By all lanes, for their segments in ascending order.
-    DSO_DEVICE void load(int segment) {
-        const int offset = segment <= b_ ? max(0, min(offsets_[segment], total_)) : total_;
-        end = scan_lanes(max(offset, last_), [](int x, int y) { return max(x, y); });
-        const int before = __shfl_up_sync(0xFFFFFFFF, end, 1);
-        start = threadIdx.x % 32 == 0 ? last_ : before;
-        last_ = __shfl_sync(0xFFFFFFFF, end, 31);
-    }
-
-    int start = 0, end = 0;
-
-  private:
-    const int32_t* offsets_;
-    int b_, total_, last_ = 0;
-};
-
-/// Counts the tiles of all segments, and gives this CTA those that it draws. By all lanes of one warp. There are b + 2
-/// segments: the sequences, and before and after them the rows of none, who see no key.
+/// Counts the tiles of all segments, and gives this CTA those that it draws. By all lanes of one warp. The rows of no
+/// sequence see no key.
 class PrefillScheduler {
   public:
     DSO_DEVICE explicit PrefillScheduler(const MlaPrefillArguments& arguments)
@@ -186,8 +154,8 @@ class PrefillScheduler {
     }
 
     const MlaPrefillArguments& arguments_;
-    PrefillBounds rows_, keys_;  // of this lane's segment
-    int tiles_ = 0;              // of the segments up to this lane's
+    Segments rows_, keys_;  // of this lane's segment
+    int tiles_ = 0;         // of the segments up to this lane's
     int first_segment_ = 0, counted_ = 0;
     int drawn_ = 0;  // lane 0's
     bool is_first_ = true;

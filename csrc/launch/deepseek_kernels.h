@@ -298,11 +298,15 @@ DSO_API dso_status dso_moe_unpermute(const dso_row_sum* sum, dso_stream stream);
 // An FP8 cache is multiplied in float16, to which its keys are rounded.
 // A key past its request's length, or of a page that does not exist, is not read. A row that sees no key gets zeros and
 // an lse of -inf.
+// With cu_seqlens_q, q, out and lse have no dimension b: s_q is the queries of all requests, and request i has the rows
+// cu_seqlens_q[i] up to cu_seqlens_q[i + 1], clamped to those there are, each counting as the largest so far. A row of
+// no request sees no key.
 typedef struct dso_mla_decode {
     const void* q;                                  // [b, s_q, num_heads, 576] of dtype
     const void* kv_cache;                           // [num_pages, page_size, 576] of dtype, or 656 bytes with fp8
     const int32_t* block_table;                     // [b, max_pages], rows contiguous
     const int32_t* cache_seqlens;                   // [b]
+    const int32_t* cu_seqlens_q;                    // [b + 1], or null
     void* out;                                      // [b, s_q, num_heads, 512] of dtype
     float* lse;                                     // [b, s_q, num_heads], contiguous; natural logarithm
     void* workspace;                                // as many bytes as the plan says
@@ -315,11 +319,14 @@ typedef struct dso_mla_decode {
     double softmax_scale;  // positive
     int causal;            // 1: query i of s_q sees the keys up to cache_seqlens - s_q + i; 0: all
     int fp8;               // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16, which count as float16
+    int batch_invariant;   // 1: the bits of a request depend on its own operands alone
 } dso_mla_decode;
 
-// How many CTAs share the keys of a request, from extents alone: 1, 2, 4 or 8 of a cluster, and clusters.
+// How many CTAs share the keys of a request, from extents alone: 1, 2, 4 or 8 of a cluster, and clusters. With
+// tiles_per_part, a request of fewer than num_parts times so many tiles of 64 keys has only as many clusters as it
+// fills; with 0 all have num_parts.
 typedef struct dso_mla_decode_plan {
-    int cluster_size, num_parts;
+    int cluster_size, num_parts, tiles_per_part;
     int64_t workspace_bytes;
 } dso_mla_decode_plan;
 

@@ -14,16 +14,33 @@ namespace dso {
 namespace {
 
 constexpr int64_t kMostInt = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostKeys = kMostInt / kMlaTile * kMlaTile;
 
 /// Extents that follow from a call's.
 struct MlaDecodeShape {
-    int64_t num_row_tiles, num_units;  // of a request, of all
+    int64_t num_row_tiles;  // of a request; of ragged queries, on average
+    int64_t num_units;      // tiles of rows of all; of ragged queries, as many as there can be
     int64_t max_keys;
 
     explicit MlaDecodeShape(const dso_mla_decode& decode)
-        : num_row_tiles(ceil_div<int64_t>(decode.s_q * decode.num_heads, kMlaTile)),
-          num_units(decode.b * num_row_tiles),
-          max_keys(decode.max_pages > kMostInt / decode.page_size ? kMostInt : decode.max_pages * decode.page_size) {}
+        : max_keys(decode.max_pages > kMostKeys / decode.page_size ? kMostKeys : decode.max_pages * decode.page_size) {
+        const int64_t tiles = ceil_div<int64_t>(decode.s_q * decode.num_heads, kMlaTile);
+        if (decode.cu_seqlens_q != nullptr) {
+            // Each request, and the rows before and after those of all, may begin a tile that it does not fill.
+            num_units = tiles + decode.b + 1;
+            num_row_tiles = ceil_div<int64_t>(tiles, std::max<int64_t>(decode.b, 1));
+        } else {
+            num_units = decode.b * tiles;
+            num_row_tiles = tiles;
+        }
+    }
+
+    /// Rows of the tiles that have most.
+    static int64_t rows_of_tile(const dso_mla_decode& decode) {
+        const bool is_ragged = decode.cu_seqlens_q != nullptr;
+        const int64_t queries = is_ragged ? ceil_div(decode.s_q, std::max<int64_t>(decode.b, 1)) : decode.s_q;
+        return std::min<int64_t>(queries * decode.num_heads, kMlaTile);
+    }
 };
 
 /// What several parts need: their sums, their logarithms, and one counter for each CTA of a cluster.
@@ -43,7 +60,8 @@ struct MlaDecodeScratch {
 
 bool is_possible(const dso_mla_decode_plan& plan) {
     const int size = plan.cluster_size;
-    return (size == 1 || size == 2 || size == 4 || size == 8) && plan.num_parts >= 1 && plan.num_parts <= kMlaMaxParts;
+    return (size == 1 || size == 2 || size == 4 || size == 8) && plan.num_parts >= 1 &&
+           plan.num_parts <= kMlaMaxParts && plan.tiles_per_part >= 0;
 }
 
 /// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; 0 where none do.
@@ -67,6 +85,7 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             decode.block_table,
             decode.table_stride,
             decode.cache_seqlens,
+            decode.cu_seqlens_q,
             decode.out,
             decode.out_stride_b,
             decode.out_stride_s,
@@ -78,10 +97,12 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             static_cast<int>(std::min(decode.num_pages, kMostInt)),
             static_cast<int>(decode.page_size),
             static_cast<int>(shape.max_keys),
+            static_cast<int>(decode.b),
             static_cast<int>(decode.s_q),
             static_cast<int>(decode.num_heads),
             static_cast<int>(shape.num_row_tiles),
             plan.num_parts,
+            plan.tiles_per_part,
             box_rows_of(decode),
             decode.causal != 0,
             static_cast<float>(decode.softmax_scale * 1.4426950408889634)};
@@ -116,7 +137,15 @@ dso_status launch_for_cache(const dso_mla_decode& decode, const dso_mla_decode_p
                       : launch<MlaDecodeTypes<query, false>>(decode, plan, device, stream);
 }
 
-bool is_empty(const dso_mla_decode& decode) { return decode.b == 0 || decode.s_q == 0; }
+bool is_empty(const dso_mla_decode& decode) {
+    return decode.s_q == 0 || (decode.b == 0 && decode.cu_seqlens_q == nullptr);
+}
+
+MlaDecodeSplits splits_of(const dso_mla_decode& decode, const MlaDecodeShape& shape, int num_sms) {
+    if (decode.batch_invariant) return plan_batch_invariant_mla_decode(shape.max_keys);
+    return plan_mla_decode(shape.num_units, shape.num_row_tiles, MlaDecodeShape::rows_of_tile(decode), shape.max_keys,
+                           decode.fp8 ? kMlaFp8RowBytes : 2 * kMlaKeyDim, num_sms);
+}
 
 }  // namespace
 }  // namespace dso
@@ -124,15 +153,13 @@ bool is_empty(const dso_mla_decode& decode) { return decode.b == 0 || decode.s_q
 extern "C" dso_status dso_plan_mla_decode(const dso_mla_decode* decode, dso_mla_decode_plan* plan) {
     using namespace dso;
     DSO_TRY(check_mla_decode(*decode));
-    *plan = {1, 1, 0};
+    *plan = {1, 1, 0, 0};
     if (is_empty(*decode)) return DSO_OK;
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
     const MlaDecodeShape shape(*decode);
-    const MlaDecodeSplits splits = plan_mla_decode(
-        shape.num_units, shape.num_row_tiles, std::min<int64_t>(decode->s_q * decode->num_heads, kMlaTile),
-        shape.max_keys, decode->fp8 ? kMlaFp8RowBytes : 2 * kMlaKeyDim, num_sms);
-    *plan = {splits.cluster_size, splits.num_parts, 0};
+    const MlaDecodeSplits splits = splits_of(*decode, shape, num_sms);
+    *plan = {splits.cluster_size, splits.num_parts, splits.tiles_per_part, 0};
     plan->workspace_bytes = MlaDecodeScratch(shape, *plan).num_bytes();
     return DSO_OK;
 }

@@ -18,8 +18,9 @@ dso_status check_mla_decode(const dso_mla_decode& decode) {
     if (decode.b < 0 || decode.s_q < 0 || decode.num_heads < 1 || decode.num_pages < 0 || decode.page_size < 1 ||
         decode.max_pages < 0)
         return wrong("extents must not be negative, and there must be a head and a row of a page");
-    if (decode.page_size > kMost || decode.num_heads > kMost || decode.s_q > kMost / decode.num_heads)
-        return wrong("more than 2^31 rows of a request, or of a page");
+    if (decode.page_size > kMost || decode.b > kMost || decode.num_heads > kMost ||
+        decode.s_q > kMost / decode.num_heads)
+        return wrong("more than 2^31 requests, rows of a request, or of a page");
     if (!rows_are_aligned(decode.q, decode.q_stride_b, decode.q_stride_s, decode.q_stride_h) ||
         !rows_are_aligned(decode.out, decode.out_stride_b, decode.out_stride_s, decode.out_stride_h) ||
         !rows_are_aligned(decode.kv_cache, decode.page_stride, decode.key_stride, 0, decode.fp8 ? 16 : 8))

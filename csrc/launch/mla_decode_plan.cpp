@@ -49,13 +49,13 @@ MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_
     constexpr int64_t kFewTiles = 4;  // not worth sharing; so short sequences get the same bits in every batch
     const Problem problem{num_units, num_row_tiles, ceil_div<int64_t>(num_rows, 16), ceil_div<int64_t>(max_keys, 64),
                           key_bytes, num_sms};
-    MlaDecodeSplits best{1, 1};
+    MlaDecodeSplits best{1, 1, 0};
     if (problem.num_tiles <= kFewTiles || num_units == 0) return best;
     double least = cost(best, problem);
     for (int cluster_size = 1; cluster_size <= 8; cluster_size *= 2) {
         for (int num_parts = 1; num_parts == 1 || num_units * cluster_size * num_parts <= num_sms; ++num_parts) {
             if (int64_t{cluster_size} * num_parts > problem.num_tiles) break;
-            const MlaDecodeSplits splits{cluster_size, num_parts};
+            const MlaDecodeSplits splits{cluster_size, num_parts, 0};
             const double time = cost(splits, problem);
             if (time < least) {
                 least = time;
@@ -64,6 +64,15 @@ MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_
         }
     }
     return best;
+}
+
+// A CTA gets 8 tiles, so that little of its time is its start, until a request has 32 CTAs; from there on they get
+// more. The grid has room for all parts of all requests, and those that a short one does not have return at once: more
+// of them would cost a batch of short requests in a wide table more than they save a long one.
+MlaDecodeSplits plan_batch_invariant_mla_decode(int64_t max_keys) {
+    constexpr int kClusterSize = 2, kTilesPerPart = 16, kMostParts = 16;
+    const int64_t parts = ceil_div<int64_t>(ceil_div<int64_t>(max_keys, 64), kTilesPerPart);
+    return {kClusterSize, static_cast<int>(std::clamp<int64_t>(parts, 1, kMostParts)), kTilesPerPart};
 }
 
 }  // namespace dso

@@ -80,12 +80,12 @@ Tensor moe_unpermute(const Tensor& y, const Tensor& row_idx, const Tensor& topk_
 
 std::tuple<Tensor, Tensor> mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table,
                                       const Tensor& cache_seqlens, double softmax_scale, bool causal,
-                                      std::optional<Tensor> cu_seqlens_q, int64_t head_dim_v);
+                                      std::optional<Tensor> cu_seqlens_q, int64_t head_dim_v, bool batch_invariant);
 void mla_decode_out(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table, const Tensor& cache_seqlens,
-                    Tensor out, Tensor lse, double softmax_scale, bool causal, std::optional<Tensor> cu_seqlens_q);
+                    Tensor out, Tensor lse, double softmax_scale, bool causal, std::optional<Tensor> cu_seqlens_q,
+                    bool batch_invariant);
 
-/// Whether the kernel is for these arguments: 16-bit queries and cache, 576 and 512 channels, as many queries of each
-/// request.
+/// Whether the kernel is for these arguments: 16-bit queries and cache, 576 and 512 channels.
 bool has_mla_decode_kernel(const StableIValue* stack);
 bool has_mla_decode_out_kernel(const StableIValue* stack);
 

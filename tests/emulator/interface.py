@@ -155,17 +155,20 @@ class RowSum(ctypes.Structure):
 
 class MlaDecode(ctypes.Structure):
     _fields_ = [
-        *fields(ctypes.c_void_p, "q kv_cache block_table cache_seqlens out lse workspace"),
+        *fields(ctypes.c_void_p, "q kv_cache block_table cache_seqlens cu_seqlens_q out lse workspace"),
         *fields(ctypes.c_int64, "b s_q num_heads num_pages page_size max_pages q_stride_b q_stride_s q_stride_h"),
         *fields(ctypes.c_int64, "page_stride key_stride table_stride out_stride_b out_stride_s out_stride_h"),
         *fields(ctypes.c_int, "dtype"),
         *fields(ctypes.c_double, "softmax_scale"),
-        *fields(ctypes.c_int, "causal fp8"),
+        *fields(ctypes.c_int, "causal fp8 batch_invariant"),
     ]
 
 
 class MlaDecodePlan(ctypes.Structure):
-    _fields_ = [*fields(ctypes.c_int, "cluster_size num_parts"), *fields(ctypes.c_int64, "workspace_bytes")]
+    _fields_ = [
+        *fields(ctypes.c_int, "cluster_size num_parts tiles_per_part"),
+        *fields(ctypes.c_int64, "workspace_bytes"),
+    ]
 
 
 class Prefill(ctypes.Structure):
@@ -373,22 +376,29 @@ class Kernels:
         softmax_scale: float,
         *,
         causal: bool = True,
-        plan: tuple[int, int] | None = None,
+        cu_seqlens_q: Tensor | None = None,
+        batch_invariant: bool = False,
+        plan: tuple[int, int] | tuple[int, int, int] | None = None,
     ) -> None:
-        """`plan` is the CTAs of a cluster and the number of clusters that share keys; None: the package's own."""
+        """`plan` is the CTAs of a cluster and the number of clusters that share keys, and with how many tiles each that
+        number grows; None: the package's own."""
         q, kv_cache, block_table, _ = operands
-        (b, s_q, h, _), (num_pages, page_size, _) = q.shape, kv_cache.shape
-        pointers = [pointer(x) for x in (*operands, out, lse, None)]
-        extents = (b, s_q, h, num_pages, page_size, block_table.shape[1])
-        rows = (*q.stride()[:3], *kv_cache.stride()[:2], block_table.stride(0), *out.stride()[:3])
-        options = (DTYPES[q.dtype], softmax_scale, causal, kv_cache.dtype == torch.uint8)
+        (s_q, h, _), (num_pages, page_size, _) = q.shape[-3:], kv_cache.shape
+        b, max_pages = block_table.shape
+        pointers = [pointer(x) for x in (*operands, cu_seqlens_q, out, lse, None)]
+        extents = (b, s_q, h, num_pages, page_size, max_pages)
+        in_q, in_out = ((x.stride(0) if x.dim() == 4 else 0, *x.stride()[-3:-1]) for x in (q, out))
+        rows = (*in_q, *kv_cache.stride()[:2], block_table.stride(0), *in_out)
+        options = (DTYPES[q.dtype], softmax_scale, causal, kv_cache.dtype == torch.uint8, batch_invariant)
         call = MlaDecode(*pointers, *extents, *rows, *options)
         chosen = MlaDecodePlan()
         self._call("dso_plan_mla_decode", call, chosen, has_stream=False)
         if plan is not None:
             # As many bytes as any plan takes, and poison where it has not written.
-            units = b * -(-s_q * h // 64)
-            chosen = MlaDecodePlan(*plan, 4 * units * (2 * plan[0] + plan[1] * 64 * 512 + (plan[1] + 7) * 64 * plan[0]))
+            units = b * -(-s_q * h // 64) if cu_seqlens_q is None else -(-s_q * h // 64) + b + 1
+            size, parts, *growth = plan
+            num_bytes = 4 * units * (2 * size + parts * 64 * 512 + (parts + 7) * 64 * size)
+            chosen = MlaDecodePlan(size, parts, *(growth or [0]), num_bytes)
         workspace = torch.full((chosen.workspace_bytes,), 0xFF, dtype=torch.uint8)
         call.workspace = workspace.data_ptr()
         self._call("dso_mla_decode_by_plan", call, chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,9 +34,10 @@ MAKE_CASE = pytest.mark.parametrize("make_case", [random_case, fp8_case], ids=["
 
 def decode(kernels, case, scale=UNIT, **options):
     """In guarded tensors, whose rows have gaps."""
-    b, s_q, h, _ = case.q.shape
-    out = Guarded((b, s_q, h, 512), case.q.dtype, "cpu", strides=(s_q * h * 520, h * 520, 520, 1))
-    lse = Guarded((b, s_q, h), torch.float32, "cpu")
+    *lead, s_q, h, _ = case.q.shape
+    strides = (s_q * h * 520, h * 520, 520, 1)[-len(case.q.shape) :]
+    out = Guarded((*lead, s_q, h, 512), case.q.dtype, "cpu", strides=strides)
+    lse = Guarded((*lead, s_q, h), torch.float32, "cpu")
     kernels.mla_decode(case.tensors(), out.tensor, lse.tensor, scale, **options)
     out.assert_intact()
     lse.assert_intact()
@@ -84,6 +86,62 @@ def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, make_case, kernel
     want = decode(kernels, case, plan=plan)
     kernels.use(num_sms, seed)
     assert_same_bits(decode(kernels, case, plan=plan), want)
+
+
+@MAKE_CASE
+@pytest.mark.parametrize("plan", [(1, 3, 1), (2, 3, 2), (2, 16, 16), (4, 2, 3)], ids=str)
+def test_a_request_with_few_keys_has_fewer_parts(plan, make_case, kernels):
+    case = make_case("cpu", (0, 1, 64, 65, 200, 450), 64, h=16)
+    for seed in range(3):
+        kernels.use(num_sms=8, seed=seed)
+        assert_attention_close(decode(kernels, case, plan=plan), case.truth())
+
+
+@MAKE_CASE
+@pytest.mark.parametrize("h", [16, 80])
+def test_batch_invariant_requests_have_the_same_bits_in_any_company(h, make_case, kernels):
+    lengths = (1, 1024, 70, 1025, 2100)
+    case = make_case("cpu", lengths, 64, h=h)
+    want = decode(kernels, case, batch_invariant=True)
+    for i in range(len(lengths)):
+        alone = {x: getattr(case, x)[i : i + 1] for x in ("q", "block_table", "cache_seqlens")}
+        alone["block_table"] = alone["block_table"][:, : max(1, -(-lengths[i] // 64))]
+        kernels.use(num_sms=4, seed=i)
+        got = decode(kernels, replace(case, **alone), batch_invariant=True)
+        assert_same_bits(got, (x[i : i + 1] for x in want))
+
+
+@MAKE_CASE
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("plan", [None, (1, 1), (2, 2), (8, 1), (2, 3, 2)], ids=str)
+@pytest.mark.parametrize("h", [3, 16, 64, 65])
+def test_ragged_requests_are_as_if_they_were_alone(h, plan, causal, make_case, kernels):
+    counts = (1, 0, 4, 2, 0, 7, 1)
+    case = make_case("cpu", (9, 33, 65, 0, 130, 450, 64), h=h)
+    rows = torch.randn(sum(counts) + 3, h, 576).to(case.q.dtype)
+    offsets = [2 + sum(counts[:i]) for i in range(len(counts) + 1)]  # two rows before them all, and one after
+    ragged = replace(case, q=rows)
+    out, lse = decode(kernels, ragged, cu_seqlens_q=int32(offsets, "cpu"), causal=causal, plan=plan)
+    for i, (begin, end) in enumerate(pairwise(offsets)):
+        one = replace(case, q=rows[None, begin:end], keys=case.keys[i : i + 1])
+        if end > begin:
+            assert_attention_close((out[None, begin:end], lse[None, begin:end]), one.truth(causal=causal))
+    for nobodys in (slice(0, 2), slice(offsets[-1], None)):
+        assert (out[nobodys] == 0).all()
+        assert lse[nobodys].isneginf().all()
+
+
+@pytest.mark.parametrize("b", [31, 32, 33, 70])
+def test_ragged_tiles_are_counted_over_many_requests(b, kernels):
+    counts = [(7 * i) % 3 for i in range(b)]
+    case = random_case("cpu", [(5 * i) % 9 for i in range(b)], 16, h=40)
+    rows = torch.randn(sum(counts), 40, 576).bfloat16()
+    offsets = [sum(counts[:i]) for i in range(b + 1)]
+    out, lse = decode(kernels, replace(case, q=rows), cu_seqlens_q=int32(offsets, "cpu"))
+    for i, (begin, end) in enumerate(pairwise(offsets)):
+        one = replace(case, q=rows[None, begin:end], keys=case.keys[i : i + 1])
+        if end > begin:
+            assert_attention_close((out[None, begin:end], lse[None, begin:end]), one.truth())
 
 
 @MAKE_CASE

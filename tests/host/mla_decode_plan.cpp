@@ -37,9 +37,23 @@ void pin(int64_t batch, int64_t rows, int64_t keys, int size, int parts) {
            parts);
 }
 
+// The parts that a request of `keys` has are those of the plan for a table that is just wide enough: any table has room
+// for them.
+void check_batch_invariant(int64_t keys) {
+    const dso::MlaDecodeSplits splits = dso::plan_batch_invariant_mla_decode(keys);
+    const dso::MlaDecodeSplits wide = dso::plan_batch_invariant_mla_decode(2 * keys + 1000);
+    EXPECT(splits.cluster_size == 2 && splits.tiles_per_part == 16, "%d, %d", splits.cluster_size,
+           splits.tiles_per_part);
+    EXPECT(splits.num_parts >= 1 && splits.num_parts <= 16, "%d parts", splits.num_parts);
+    EXPECT(splits.num_parts == 16 || int64_t{splits.num_parts} * splits.tiles_per_part * 64 >= keys,
+           "%d parts are too few for %lld keys", splits.num_parts, static_cast<long long>(keys));
+    EXPECT(wide.num_parts >= splits.num_parts, "%d parts in a wider table", wide.num_parts);
+}
+
 }  // namespace
 
 int main() {
+    for (const int64_t keys : {0, 1, 64, 1024, 1025, 2048, 16'384, 16'385, 1'000'000}) check_batch_invariant(keys);
     for (const int num_sms : {1, 2, 78, 114, 132})
         for (const int64_t rows : {1, 8, 16, 17, 63, 64, 65, 128, 256, 1024})
             for (const int64_t batch : {0, 1, 2, 3, 7, 16, 33, 64, 100, 128, 1000, 70'000})
