@@ -92,18 +92,32 @@ def ours(op: str, writes: int | None = None) -> dict[str, Prepare]:
 def op_case(
     op: str, shape: object, make: Callable[[int], tuple[Any, ...]], *, num_bytes: float, flops: float = 0
 ) -> Case:
-    """A case whose truth and plain-torch rival is the formula of the op table."""
+    """A case of moving bytes, whose truth and plain-torch rival is the formula of the op table."""
     row = CASES[op]
     return Case(
         op=op,
         case=str(shape),
         make=make,
-        providers={**ours(op), "torch": lambda *arguments: partial(row.formula, torch.float32, *arguments)},
+        providers={
+            **ours(op),
+            "copy": copying(num_bytes),
+            "torch": lambda *arguments: partial(row.formula, torch.float32, *arguments),
+        },
         error=lambda arguments, out: worst_row(row.result(arguments, out), row.formula(torch.float64, *arguments)),
         limit=row.limit,
         flops=flops,
         num_bytes=num_bytes,
     )
+
+
+def copying(num_bytes: float) -> Prepare:
+    """A kernel that reads half as many bytes and writes as many again."""
+
+    def prepare(*_: Any) -> Call:
+        source, target = torch.ones(2, max(1, int(num_bytes) // 8), device=DEVICE)
+        return lambda: torch.neg(source, out=target)
+
+    return prepare
 
 
 def run_once(case: Case) -> float:

@@ -59,6 +59,7 @@ def dense_gemm() -> dict[str, Prepare]:
 UNVERIFIED = {
     "cublaslt_tensorwise": "one scale for each operand: less work, an upper mark",
     "torch": "plain torch in float32, the formula itself",
+    "copy": "a copy that reads and writes as many bytes in all: what memory gives at this size",
 }
 """Providers that are shown beside the others, but neither verified nor counted as peers, and why."""
 

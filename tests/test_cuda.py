@@ -55,6 +55,46 @@ def test_a_graph_replays_the_eager_bits(name):
             assert torch.equal(bits(x), bits(y))
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True], ids=["", "batch invariant"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
+@pytest.mark.parametrize("cache", ["bf16", "fp8"])
+@pytest.mark.parametrize("b", [3, 40])
+def test_a_captured_decoding_is_right_for_the_lengths_of_each_replay(b, cache, ragged, batch_invariant):
+    """1,000 replays over the sixteen kinds: lengths, pages and offsets change, and the bits are those of an eager call."""
+    s_q, h, max_pages, page_size = 3, 16, 40, 64
+    generator = torch.Generator("cuda").manual_seed(b)
+    randint = lambda *bounds_and_size: torch.randint(*bounds_and_size, device="cuda", generator=generator).int()
+    kv_cache = torch.randn(b * max_pages, page_size, 576, device="cuda", generator=generator).bfloat16()
+    if cache == "fp8":
+        latents, sf = ops.per_token_cast_to_fp8(kv_cache[..., :512])
+        parts = (latents, sf, kv_cache[..., 512:].contiguous())
+        kv_cache = torch.cat([x.view(torch.uint8) for x in parts], -1)
+    q = torch.randn(b, s_q, h, 576, device="cuda", generator=generator).bfloat16()
+    q = q.flatten(0, 1) if ragged else q
+    table, lengths = randint(0, 1, (b, max_pages)), randint(0, 1, (b,))
+    offsets = randint(0, 1, (b + 1,)) if ragged else None
+
+    def decode():
+        options = {"softmax_scale": 1 / 24, "cu_seqlens_q": offsets, "batch_invariant": batch_invariant}
+        return ops.mla_decode(q, kv_cache, table, lengths, **options)
+
+    decode()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = decode()
+    for _ in range(1000 // 16 + 1):
+        table.copy_(randint(0, b * max_pages, (b, max_pages)))
+        lengths.copy_(randint(0, max_pages * page_size + 1, (b,)))
+        if offsets is not None:
+            offsets[1:] = randint(0, s_q * b + 1, (b,)).sort().values
+        for x in captured:
+            x.untyped_storage().fill_(0xA5)
+        graph.replay()
+        for x, y in zip(captured, decode(), strict=True):
+            assert torch.equal(bits(x), bits(y))
+
+
 def test_capture_may_be_the_first_use_of_the_process():
     code = (
         "import torch, deepseek_ops as d\n"
