@@ -19,6 +19,7 @@ from benchmarks.shapes import (
     MLA_BETWEEN,
     MLA_FP8,
     MLA_GRID,
+    MLA_ONE_SCALE,
     MLA_STAND_INS,
     PREFILL,
     PREFILL_STAND_INS,
@@ -27,13 +28,14 @@ from benchmarks.shapes import (
     Prefill,
     for_this_machine,
 )
-from deepseek_ops.numeric import ceil_div
+from deepseek_ops.numeric import FP8, ceil_div
 from deepseek_ops.op_table import CASES, SCALE, mla_decoded, out_and_lse
-from deepseek_ops.quantize import per_token_cast_to_fp8
+from deepseek_ops.quantize import cast_to_fp8, per_token_cast_to_fp8
 from deepseek_ops.registry import OPS
 
 PAGE_SIZE = 64
 VARIED = tuple(x for x in MLA_GRID if x.heads == 16 and x.s_k <= 8192)
+KV_SCALE = 2.0**-6
 MLA_LIMIT = 5e-3
 """Relative L2 error of a row: 2.4e-3 is what bfloat16 probabilities and outputs cost."""
 
@@ -42,12 +44,18 @@ def inputs(shape: Mla, seed: int):
     """Unit-normal queries and keys; the pages lie in random order."""
     pages = ceil_div(shape.s_k, PAGE_SIZE)
     kv_cache = normal(shape.batch * pages, PAGE_SIZE, 576, seed=2 * seed)
-    if shape.cache == "fp8":
-        kv_cache = fp8_rows(kv_cache)
+    kv_cache, kv_scale = in_format(shape.cache, kv_cache)
     q = normal(shape.batch, shape.s_q, shape.heads, 576, seed=2 * seed + 1)
     order = torch.randperm(shape.batch * pages, generator=generator(seed), device=DEVICE)
     seqlens = torch.full((shape.batch,), shape.s_k, dtype=torch.int32, device=DEVICE)
-    return q, kv_cache, order.int().view(shape.batch, pages), seqlens, SCALE, True, None, 512
+    return q, kv_cache, order.int().view(shape.batch, pages), seqlens, SCALE, True, None, 512, False, kv_scale
+
+
+def in_format(cache: str, kv_cache: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """A bfloat16 cache in another format, and its scale."""
+    if cache == "e4m3":
+        return cast_to_fp8(kv_cache / KV_SCALE), KV_SCALE
+    return fp8_rows(kv_cache) if cache == "fp8" else kv_cache, 1.0
 
 
 def fp8_rows(kv_cache: torch.Tensor) -> torch.Tensor:
@@ -55,6 +63,12 @@ def fp8_rows(kv_cache: torch.Tensor) -> torch.Tensor:
     q, sf = per_token_cast_to_fp8(kv_cache[..., :512])
     parts = (q, sf, kv_cache[..., 512:].contiguous())
     return torch.cat([x.view(torch.uint8) for x in parts], dim=-1)
+
+
+def kept(kv_cache: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    """These pages; not all versions of torch index 8-bit floats."""
+    values = kv_cache.view(torch.uint8) if kv_cache.dtype == FP8 else kv_cache
+    return values[pages].view(kv_cache.dtype)
 
 
 def error(arguments, out) -> float:
@@ -65,7 +79,7 @@ def error(arguments, out) -> float:
         pages = block_table[i : i + 1].long()
         own_table = torch.arange(pages.shape[1], device=DEVICE).unsqueeze(0)
         want = mla_decoded(
-            torch.float64, q[i : i + 1], kv_cache[pages[0]], own_table, seqlens[i : i + 1], *options
+            torch.float64, q[i : i + 1], kept(kv_cache, pages[0]), own_table, seqlens[i : i + 1], *options
         ).squeeze(0)
         got = out[0] if isinstance(out, tuple) else out
         errors.append(worst_row(got[i], want[..., :512]))
@@ -78,7 +92,7 @@ def called(*, batch_invariant: bool = False, ragged: bool = False) -> Prepare:
     """The op with these options; ragged queries are as many of each request all the same."""
 
     def prepare(*arguments) -> Call:
-        q, kv_cache, block_table, seqlens, scale, causal, _, head_dim_v = arguments
+        q, kv_cache, block_table, seqlens, scale, causal, _, head_dim_v, *_ = arguments
         offsets = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=DEVICE) * q.shape[1] if ragged else None
         rows = q.flatten(0, 1) if ragged else q
 
@@ -109,7 +123,9 @@ def rivals(shape: Mla):
     }
 
 
-@pytest.mark.parametrize("shape", for_this_machine((*MLA, *MLA_BETWEEN, *MLA_FP8), MLA_STAND_INS), ids=str)
+@pytest.mark.parametrize(
+    "shape", for_this_machine((*MLA, *MLA_BETWEEN, *MLA_ONE_SCALE, *MLA_FP8), MLA_STAND_INS), ids=str
+)
 def test_mla_decode(gpu_bench, shape: Mla):
     gpu_bench(
         Case(

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.bench_mla import PAGE_SIZE, fp8_rows
+from benchmarks.bench_mla import PAGE_SIZE, in_format
 from benchmarks.bench_rope import MAX_POSITION
 from benchmarks.harness import Case, generator, normal, op_case, ours, worst_row
 from benchmarks.shapes import (
@@ -20,23 +20,23 @@ from benchmarks.shapes import (
     Cached,
     for_this_machine,
 )
-from deepseek_ops.numeric import ceil_div
+from deepseek_ops.numeric import FP8, ceil_div
 from deepseek_ops.op_table import BF16, CASES, cached, token_quantized
+from deepseek_ops.quantize import cast_to_fp8
 from deepseek_ops.rope import rope_cos_sin
 
 FP8_WRITE_LIMIT = 2e-2
 """A last bit of a run's largest latent changes its scale, and with it a few of its codes: 1e-2 of the row."""
 
 
-def pool(num_pages: int, cache: str, seed: int) -> torch.Tensor:
-    kv_cache = normal(num_pages, PAGE_SIZE, 576, seed=seed)
-    return fp8_rows(kv_cache) if cache == "fp8" else kv_cache
+def pool(num_pages: int, cache: str, seed: int) -> tuple[torch.Tensor, float]:
+    return in_format(cache, normal(num_pages, PAGE_SIZE, 576, seed=seed))
 
 
 def write_inputs(shape: Cached, seed: int):
     """Tokens at positions of their own, to slots in random order of a cache with as much room again."""
     t = shape.batch * shape.s_k
-    kv_cache = pool(2 * ceil_div(t, PAGE_SIZE), shape.cache, 4 * seed)
+    kv_cache, kv_scale = pool(2 * ceil_div(t, PAGE_SIZE), shape.cache, 4 * seed)
     positions = torch.randperm(MAX_POSITION, generator=generator(seed), device=DEVICE)[:t]
     slots = torch.randperm(kv_cache.shape[0] * PAGE_SIZE, generator=generator(seed), device=DEVICE)[:t]
     return (
@@ -49,20 +49,23 @@ def write_inputs(shape: Cached, seed: int):
         1 + normal(512, seed=4 * seed + 3) / 8,
         1e-6,
         True,
+        kv_scale,
     )
 
 
 def write_error(arguments, kv_cache: torch.Tensor) -> float:
     """Of the rows that were to be written, by latents and rotated channels."""
-    *tokens, slots, _, weight, eps, interleaved = arguments
+    *tokens, slots, _, weight, eps, interleaved, kv_scale = arguments
     order = torch.arange(len(slots), device=DEVICE)
     alone = torch.empty(len(slots), 1, 576, dtype=torch.bfloat16, device=DEVICE)
     written = CASES["mla_cache_write"].formula
     want = written(torch.float64, *tokens, order, alone, weight, eps, interleaved).squeeze(1)
+    if kv_cache.dtype == FP8:
+        want = cast_to_fp8((want / kv_scale).float()).double() * kv_scale
     latents, rotated = want.split([512, 64], -1)
     if kv_cache.dtype == torch.uint8:
         latents = token_quantized(torch.float64, latents.bfloat16())
-    got = cached(torch.float64, kv_cache).flatten(0, 1)[slots]
+    got = kv_scale * cached(torch.float64, kv_cache).flatten(0, 1)[slots]
     return max(worst_row(got[:, :512], latents), worst_row(got[:, 512:], rotated))
 
 
@@ -77,7 +80,7 @@ def test_mla_cache_write(gpu_bench, shape: Cached):
             make=partial(write_inputs, shape),
             providers=ours("mla_cache_write", writes=5),
             error=write_error,
-            limit=FP8_WRITE_LIMIT if shape.cache == "fp8" else BF16,
+            limit=BF16 if shape.cache == "bf16" else FP8_WRITE_LIMIT,
             flops=0,
             num_bytes=num_bytes,
         )
@@ -89,8 +92,9 @@ def gather_inputs(shape: Cached, seed: int):
     pages = ceil_div(shape.s_k, PAGE_SIZE)
     order = torch.randperm(shape.batch * pages, generator=generator(seed), device=DEVICE)
     cu_seqlens = torch.arange(shape.batch + 1, dtype=torch.int32, device=DEVICE) * shape.s_k
-    kv_cache = pool(shape.batch * pages, shape.cache, seed)
-    return kv_cache, order.int().view(shape.batch, pages), cu_seqlens, shape.batch * shape.s_k, torch.bfloat16
+    kv_cache, kv_scale = pool(shape.batch * pages, shape.cache, seed)
+    table, total = order.int().view(shape.batch, pages), shape.batch * shape.s_k
+    return kv_cache, table, cu_seqlens, total, torch.bfloat16, kv_scale
 
 
 @pytest.mark.parametrize("shape", for_this_machine(CACHE_GATHER, CACHE_GATHER_STAND_INS), ids=str)

@@ -186,7 +186,7 @@ K_GROUPED_STAND_INS = (KGroupedGemm(3, 40, 136, 256), KGroupedGemm(3, 40, 136, 2
 
 # ----------------------------------------------------------------------------------------------------------- MLA
 
-CACHED_TOKEN = {"bf16": 1152, "fp8": 656}
+CACHED_TOKEN = {"bf16": 1152, "fp8": 656, "e4m3": 576}
 """Bytes of a token in each format of the latent cache."""
 
 
@@ -230,7 +230,8 @@ MLA_BETWEEN = tuple(
 )
 """Between the points of the grid: few requests, which leave SMs idle, and contexts where the split of k changes."""
 MLA_FP8 = tuple(replace(x, cache="fp8") for x in (*MLA, *MLA_BETWEEN) if x.s_k >= 4096)
-MLA_STAND_INS = (Mla(2, 1, 70, 4), Mla(2, 2, 130, 16), Mla(1, 1, 64, 8, "fp8"))
+MLA_ONE_SCALE = tuple(replace(x, cache="e4m3") for x in MLA_GRID if x.heads != 64 and x.s_k >= 8192)
+MLA_STAND_INS = (Mla(2, 1, 70, 4), Mla(2, 2, 130, 16), Mla(1, 1, 64, 8, "fp8"), Mla(2, 1, 70, 8, "e4m3"))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Multi-head latent attention: decoding over the paged latent cache, prefill over expanded keys, and merging the two.
 
-Decoding has a CUDA kernel for 16-bit caches of 576 channels and for the FP8 format, prefill for 16-bit keys of 192
+Decoding has a CUDA kernel for 16-bit caches of 576 channels and for the FP8 formats, prefill for 16-bit keys of 192
 channels and values of 128.
 Kernels: csrc/kernels/sm90_mla_decode.cuh, csrc/kernels/sm90_mla_prefill.cuh, csrc/kernels/merge_attn_states.cuh.
 Method: DeepSeek-V2 report (arXiv:2405.04434), section 2.1.
@@ -26,10 +26,13 @@ from .mla_cache import (
     MLA_FP8_ROW_BYTES,
     ROPE_DIM,
     cached_rows,
+    check_kv_scale,
     check_paging,
+    has_row_scales,
     is_fp8_cache,
     row_alignment,
 )
+from .numeric import FP8
 from .quantize import HIGH_PRECISION
 from .registry import register_op
 from .segments import segments
@@ -54,6 +57,7 @@ def mla_decode(
     cu_seqlens_q: Tensor | None = None,
     head_dim_v: int = 512,
     batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Absorbed MLA over a paged cache: `softmax(softmax_scale * q @ k.T) @ k[:, :head_dim_v]` for each request.
 
@@ -63,9 +67,9 @@ def mla_decode(
     Args:
         q: `[b, s_q, h, head_dim_k]` bfloat16, float16 or float32; or `[total_q, h, head_dim_k]` with `cu_seqlens_q`.
             DeepSeek's `head_dim_k` is 576: 512 absorbed channels, then 64 rotated ones. Any `h >= 1`.
-        kv_cache: `[num_pages, page_size, head_dim_k]` in `q`'s dtype, or `[num_pages, page_size, 656]` uint8, the FP8
-            format of `mla_cache_write`, which is dequantized to `q`'s dtype first, or by the CUDA kernel for 16-bit
-            queries to float16. Any `page_size >= 1`.
+        kv_cache: `[num_pages, page_size, head_dim_k]` in `q`'s dtype, or one of the FP8 formats of `mla_cache_write`:
+            `[num_pages, page_size, 656]` uint8, or with `head_dim_k` 576 float8_e4m3fn. These are dequantized to `q`'s
+            dtype first, or by the CUDA kernel for 16-bit queries to float16. Any `page_size >= 1`.
         block_table: `[b, max_pages]` int32, the pages of each request in order. Entries past a request's length are
             ignored; a page outside `[0, num_pages)` makes its keys invisible.
         cache_seqlens: `[b]` int32, keys of each request, its queries' own included; clamped to
@@ -74,9 +78,10 @@ def mla_decode(
         causal: query i of the s_q of a request sees the keys `j <= cache_seqlens - s_q + i`; without it, all.
         cu_seqlens_q: `[b + 1]` int32. The queries of request i are the rows `cu_seqlens_q[i]` up to
             `cu_seqlens_q[i + 1]` of `q`; clamped to `[0, total_q]`, and a decreasing pair is an empty request.
-        head_dim_v: leading channels of a key that are its value; 512 for the FP8 format.
+        head_dim_v: leading channels of a key that are its value; 512 for the FP8 formats.
         batch_invariant: the bits of a request depend on its own queries, keys, length and `softmax_scale` alone: not on
             the other requests, nor on how wide `block_table` is, nor on the GPU's size.
+        kv_scale: of a float8_e4m3fn cache, from 1e-30 to 1e30; 1 for the others.
 
     Returns:
         `out`: `[b, s_q, h, head_dim_v]` or `[total_q, h, head_dim_v]` in `q`'s dtype.
@@ -87,7 +92,7 @@ def mla_decode(
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    options = (softmax_scale, causal, cu_seqlens_q, head_dim_v, batch_invariant)
+    options = (softmax_scale, causal, cu_seqlens_q, head_dim_v, batch_invariant, kv_scale)
     return _mla_decode(q, kv_cache, block_table, cache_seqlens, *options)
 
 
@@ -103,11 +108,12 @@ def mla_decode_out(
     causal: bool = True,
     cu_seqlens_q: Tensor | None = None,
     batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> None:
     """`mla_decode` into `out` and `lse`, every element of which is overwritten.
 
     Args:
-        q, kv_cache, block_table, cache_seqlens, softmax_scale, causal, cu_seqlens_q, batch_invariant: as in
+        q, kv_cache, block_table, cache_seqlens, softmax_scale, causal, cu_seqlens_q, batch_invariant, kv_scale: as in
             `mla_decode`.
         out: `[b, s_q, h, head_dim_v]` or `[total_q, h, head_dim_v]` in `q`'s dtype.
         lse: `[b, s_q, h]` or `[total_q, h]` float32, contiguous. Neither shares memory with an input or the other.
@@ -116,7 +122,7 @@ def mla_decode_out(
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above.
     """
-    options = (softmax_scale, causal, cu_seqlens_q, batch_invariant)
+    options = (softmax_scale, causal, cu_seqlens_q, batch_invariant, kv_scale)
     _mla_decode_out(q, kv_cache, block_table, cache_seqlens, out, lse, *options)
 
 
@@ -128,6 +134,7 @@ def _check_operands(
     cache_seqlens: Tensor,
     softmax_scale: float,
     cu_seqlens_q: Tensor | None,
+    kv_scale: float,
 ) -> tuple[int, ...]:
     """What both forms of decoding share; returns the shape of `q`."""
     fp8 = is_fp8_cache(kv_cache)
@@ -136,8 +143,9 @@ def _check_operands(
     shape = check.tensor("q", q, (*lead, "h", wanted), HIGH_PRECISION)
     check.true(shape[-2] >= 1, "h", "at least 1", shape[-2])
     check.row_stride("q", q, row_alignment(q))
-    width = MLA_FP8_ROW_BYTES if fp8 else shape[-1]
-    check.tensor("kv_cache", kv_cache, ("num_pages", "page_size", width), (q.dtype, torch.uint8))
+    width = MLA_FP8_ROW_BYTES if has_row_scales(kv_cache) else shape[-1]
+    check.tensor("kv_cache", kv_cache, ("num_pages", "page_size", width), (q.dtype, torch.uint8, FP8))
+    check_kv_scale(check, kv_cache, kv_scale)
     b, _ = check_paging(check, kv_cache, block_table, shape[0] if cu_seqlens_q is None else "b")
     check.tensor("cache_seqlens", cache_seqlens, (b,), torch.int32)
     check.contiguous("cache_seqlens", cache_seqlens)
@@ -154,7 +162,7 @@ def check_softmax_scale(check: Checker, softmax_scale: float) -> None:
 
 def _check_head_dim_v(check: Checker, kv_cache: Tensor, head_dim_k: int, head_dim_v: int) -> None:
     if is_fp8_cache(kv_cache):
-        check.true(head_dim_v == KV_LORA_RANK, "head_dim_v", "512 for the FP8 format", head_dim_v)
+        check.true(head_dim_v == KV_LORA_RANK, "head_dim_v", "512 for the FP8 formats", head_dim_v)
     check.true(1 <= head_dim_v <= head_dim_k, "head_dim_v", f"from 1 to head_dim_k = {head_dim_k}", head_dim_v)
 
 
@@ -168,9 +176,10 @@ def _check_decode(
     cu_seqlens_q: Tensor | None,
     head_dim_v: int,
     batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> None:
     check = Checker("mla_decode")
-    shape = _check_operands(check, q, kv_cache, block_table, cache_seqlens, softmax_scale, cu_seqlens_q)
+    shape = _check_operands(check, q, kv_cache, block_table, cache_seqlens, softmax_scale, cu_seqlens_q, kv_scale)
     _check_head_dim_v(check, kv_cache, shape[-1], head_dim_v)
 
 
@@ -185,9 +194,12 @@ def _check_decode_out(
     causal: bool,
     cu_seqlens_q: Tensor | None,
     batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> None:
     check = Checker("mla_decode_out")
-    *lead, head_dim_k = _check_operands(check, q, kv_cache, block_table, cache_seqlens, softmax_scale, cu_seqlens_q)
+    *lead, head_dim_k = _check_operands(
+        check, q, kv_cache, block_table, cache_seqlens, softmax_scale, cu_seqlens_q, kv_scale
+    )
     *_, head_dim_v = check.tensor("out", out, (*lead, "head_dim_v"), q.dtype)
     _check_head_dim_v(check, kv_cache, head_dim_k, head_dim_v)
     check.row_stride("out", out, row_alignment(out))
@@ -211,6 +223,7 @@ def _fake_decode(
     cu_seqlens_q: Tensor | None,
     head_dim_v: int,
     batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     lead = q.shape[:-1]
     return q.new_empty((*lead, head_dim_v)), q.new_empty(lead, dtype=torch.float32)
@@ -226,6 +239,7 @@ def mla_decode_reference(
     cu_seqlens_q: Tensor | None,
     head_dim_v: int,
     batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """One query row after the other, so that its bits depend on nothing but its own request."""
     b, max_pages = block_table.shape
@@ -248,7 +262,7 @@ def mla_decode_reference(
     lse = q.new_empty(num_rows, num_heads, dtype=torch.float32)
     for row in range(num_rows):
         page = pages[row].repeat_interleave(page_size)
-        keys, exists = cached_rows(kv_cache, page, key % page_size, q.dtype)
+        keys, exists = cached_rows(kv_cache, page, key % page_size, q.dtype, kv_scale)
         visible = exists & (key < num_keys[row])
         keys = torch.where(visible[:, None], keys, 0)  # 0 x NaN would be NaN
         p, lse[row] = _softmax(rows[row].float() @ keys.T * softmax_scale, visible)
@@ -279,17 +293,17 @@ def mla_decode_out_reference(
     causal: bool,
     cu_seqlens_q: Tensor | None,
     batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> None:
-    new_out, new_lse = mla_decode_reference(
-        q, kv_cache, block_table, cache_seqlens, softmax_scale, causal, cu_seqlens_q, out.shape[-1]
-    )
+    options = (softmax_scale, causal, cu_seqlens_q, out.shape[-1], batch_invariant, kv_scale)
+    new_out, new_lse = mla_decode_reference(q, kv_cache, block_table, cache_seqlens, *options)
     out.copy_(new_out)
     lse.copy_(new_lse)
 
 
 _mla_decode = register_op(
     "mla_decode(Tensor q, Tensor kv_cache, Tensor block_table, Tensor cache_seqlens, float softmax_scale, bool causal, "
-    "Tensor? cu_seqlens_q, int head_dim_v, bool batch_invariant=False) -> (Tensor, Tensor)",
+    "Tensor? cu_seqlens_q, int head_dim_v, bool batch_invariant=False, float kv_scale=1.0) -> (Tensor, Tensor)",
     check=_check_decode,
     fake=_fake_decode,
     reference=mla_decode_reference,
@@ -297,7 +311,8 @@ _mla_decode = register_op(
 
 _mla_decode_out = register_op(
     "mla_decode_out(Tensor q, Tensor kv_cache, Tensor block_table, Tensor cache_seqlens, Tensor(a!) out, "
-    "Tensor(b!) lse, float softmax_scale, bool causal, Tensor? cu_seqlens_q, bool batch_invariant=False) -> ()",
+    "Tensor(b!) lse, float softmax_scale, bool causal, Tensor? cu_seqlens_q, bool batch_invariant=False, "
+    "float kv_scale=1.0) -> ()",
     check=_check_decode_out,
     fake=lambda *args: None,
     reference=mla_decode_out_reference,

@@ -557,10 +557,13 @@ def mla_decoded(
     causal: bool,
     cu_seqlens_q: Tensor | None,
     head_dim_v: int,
+    batch_invariant: bool = False,
+    kv_scale: float = 1.0,
 ) -> Tensor:
     """Output and log-sum-exp side by side, `[b, s_q, h, head_dim_v + 1]`."""
     assert cu_seqlens_q is None
-    keys = cached(precision, kv_cache, rounded=False)[block_table.long().clamp(0, kv_cache.shape[0] - 1)].flatten(1, 2)
+    rows = cached(precision, kv_cache, rounded=False) * kv_scale
+    keys = rows[block_table.long().clamp(0, kv_cache.shape[0] - 1)].flatten(1, 2)
     s_q = q.shape[1]
     position = torch.arange(keys.shape[1], device=q.device)
     last = cache_seqlens[:, None] - (torch.arange(s_q - 1, -1, -1, device=q.device) if causal else 0)
@@ -683,12 +686,19 @@ def _write_operands(device: str) -> Arguments:
 
 
 def _gathered(
-    precision: torch.dtype, kv_cache: Tensor, block_table: Tensor, cu_seqlens: Tensor, total: int, _: torch.dtype
+    precision: torch.dtype,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens: Tensor,
+    total: int,
+    _: torch.dtype,
+    kv_scale: float = 1.0,
 ) -> Tensor:
     sequence, _from_end = _place(cu_seqlens, total)
     token = torch.arange(total, device=kv_cache.device) - cu_seqlens.long()[sequence]
     page_size = kv_cache.shape[1]
-    return cached(precision, kv_cache)[block_table[sequence, token // page_size].long(), token % page_size]
+    rows = cached(precision, kv_cache)[block_table[sequence, token // page_size].long(), token % page_size]
+    return rows * kv_scale
 
 
 def _gather_operands(device: str) -> Arguments:

@@ -90,11 +90,26 @@ def edge_cases() -> list[tuple[str, Callable[[str], tuple[Any, ...]]]]:
         """So many that eight CTAs share them, and some that are other ranks' experts'."""
         return torch.randint(-1, 257, (4100, 8), dtype=torch.int32, device=device), 256, 8
 
+    def decoding(device: str, dtype: torch.dtype, *, batch_invariant: bool) -> tuple[Any, ...]:
+        """Ragged queries of 80 rows and fewer, over keys that clusters and parts share; a request has none."""
+        b, max_pages, heads = 3, 34, 16
+        kv_cache = torch.randn(b * max_pages, 64, 576, device=device).to(dtype)
+        q = torch.randn(7, heads, 576, device=device).bfloat16()
+        table = torch.randperm(b * max_pages, device=device).int().view(b, max_pages)
+        lengths, offsets = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([2100, 0, 700], [0, 5, 6, 7]))
+        kv_scale = 0.5 if dtype == torch.float8_e4m3fn else 1.0
+        return q, kv_cache, table, lengths, 0.04, True, offsets, 512, batch_invariant, kv_scale
+
     gemms = [(1, 2112, 512), (63, 136, 128), (65, 576, 384), (129, 264, 1040), (0, 128, 128)]
     tokens = [(1, 128), (5, 200), (65, 1152)]
     return [
         ("k_grouped_fp8_gemm_nt", k_groups),
         ("moe_mapping", pairs_of_a_cluster),
+        *(
+            ("mla_decode", lambda device, d=dtype, i=invariant: decoding(device, d, batch_invariant=i))
+            for dtype in (torch.bfloat16, torch.float8_e4m3fn)
+            for invariant in (False, True)
+        ),
         *(
             ("fp8_gemm_nt", lambda device, s=shape: (*quantized_operands(*s, device), torch.bfloat16))
             for shape in gemms

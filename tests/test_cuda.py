@@ -60,7 +60,7 @@ def test_a_graph_replays_the_eager_bits(name):
 @pytest.mark.parametrize("cache", ["bf16", "fp8"])
 @pytest.mark.parametrize("b", [3, 40])
 def test_a_captured_decoding_is_right_for_the_lengths_of_each_replay(b, cache, ragged, batch_invariant):
-    """1,000 replays over the sixteen kinds: lengths, pages and offsets change, and the bits are those of an eager call."""
+    """1,000 replays over the sixteen kinds: lengths, pages and offsets change; the bits are those of an eager call."""
     s_q, h, max_pages, page_size = 3, 16, 40, 64
     generator = torch.Generator("cuda").manual_seed(b)
     randint = lambda *bounds_and_size: torch.randint(*bounds_and_size, device="cuda", generator=generator).int()

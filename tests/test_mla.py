@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deepseek_ops import (
+    cast_to_fp8,
     merge_attn_states,
     mla,
     mla_cache_gather,
@@ -92,12 +93,13 @@ class Paged:
     cache_seqlens: torch.Tensor
     keys: list[torch.Tensor]
     """The keys of each request."""
+    kv_scale: float = 1.0
 
     def tensors(self):
         return self.q, self.kv_cache, self.block_table, self.cache_seqlens
 
     def decode(self, scale=UNIT, **options):
-        return mla_decode(*self.tensors(), softmax_scale=scale, **options)
+        return mla_decode(*self.tensors(), softmax_scale=scale, kv_scale=self.kv_scale, **options)
 
     def truth(self, scale=UNIT, *, causal=True, head_dim_v=512):
         per_request = []
@@ -162,6 +164,19 @@ def fp8_case(
     q = torch.randn(len(lengths), s_q, h, 576, generator=generator).to(device, dtype)
     keys = as_the_kernel_reads(rows).split(lengths)
     return paged(list(keys), q, page_size, rows=rows.split(lengths), poison=poison, **options)
+
+
+def one_scale_case(
+    device, lengths=LENGTHS, page_size=16, *, s_q=1, h=3, dtype=torch.bfloat16, kv_scale=0.3, poison=0xFF, **options
+):
+    """A cache of e4m3 values with one scale for all."""
+    generator = torch.Generator().manual_seed(page_size * 100 + s_q)
+    values = torch.randn(sum(lengths), 576, generator=generator).to(device)
+    rows = cast_to_fp8(values / kv_scale)
+    q = torch.randn(len(lengths), s_q, h, 576, generator=generator).to(device, dtype)
+    keys = [x.double() * kv_scale for x in rows.split(lengths)]
+    case = paged(keys, q, page_size, rows=rows.view(torch.uint8).split(lengths), poison=poison, **options)
+    return replace(case, kv_cache=case.kv_cache.view(torch.float8_e4m3fn), kv_scale=kv_scale)
 
 
 def name_keys(keys):
@@ -339,6 +354,18 @@ def test_decoding_from_an_fp8_cache_is_attention_over_what_it_holds(device):
     assert_attention_close(case.decode(), case.truth())
 
 
+@pytest.mark.parametrize("kv_scale", [1.0, 0.3, 2.0**-10, 40.0])
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("s_q", [1, 3])
+def test_attention_over_an_fp8_cache_of_one_scale(s_q, dtype, page_size, kv_scale, device):
+    case = one_scale_case(device, (0, 1, 700, 64, 999), page_size, s_q=s_q, h=16, dtype=dtype, kv_scale=kv_scale)
+    if device != "cuda":  # where the reference rounds keys to the type of q
+        case = replace(case, keys=[x.to(dtype) for x in case.keys])
+    for scale in (UNIT, PEAKY):
+        assert_attention_close(case.decode(scale), case.truth(scale))
+
+
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("s_q", [1, 3])
@@ -418,7 +445,7 @@ def test_wild_offsets_stay_in_bounds_and_leave_rows_to_nobody(offsets, owners, d
     assert lse[nobodys].isneginf().all()
 
 
-@pytest.mark.parametrize("make_case", [random_case, fp8_case], ids=["16 bits", "fp8"])
+@pytest.mark.parametrize("make_case", [random_case, fp8_case, one_scale_case])
 @pytest.mark.parametrize(("s_q", "h"), [(1, 16), (2, 128)])
 def test_batch_invariant_requests_have_the_same_bits_in_any_company(s_q, h, make_case, device):
     lengths = (1, 500, 1024, 1025, 0, 3000) if device == "cpu" else (1, 500, 1024, 1025, 0, 3000, 9000, 20_000, 33_000)

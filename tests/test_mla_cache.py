@@ -16,6 +16,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-21}
 """Relative error of one rounding, with room for float32 arithmetic before it."""
 INT_MAX = 2**31 - 1
+FP8 = torch.float8_e4m3fn
 
 
 def int32(values, device):
@@ -96,6 +97,23 @@ def test_an_fp8_row_has_four_scales_and_an_exact_key(dtype, norm, device):
     assert (error <= 2.0**-4 * latent.abs() + amax[..., None] * 2.0**-10 / 448 + ROUNDING[dtype] * latent.abs()).all()
     want_rope = rotated(k_pe, positions, cos_sin, True)
     assert ((got[:, 512:] - want_rope).abs() <= 2.0**-8 * want_rope.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("kv_scale", [1.0, 0.01, 7.0])
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_one_scale_is_rounded_once_and_saturates(dtype, norm, kv_scale, device):
+    kv_c, k_pe, positions, cos_sin = tokens(device, dtype=dtype)
+    kv_c[0, 3] = 3e4
+    weight = torch.rand(512, device=device).to(dtype) + 0.5 if norm else None
+    cache = torch.zeros(mla_cache_shape(4, 4, dtype=FP8), device=device).to(FP8)
+    slots = torch.randperm(16, device=device)[:9]
+    mla_cache_write(kv_c, k_pe, positions, cos_sin, slots, cache, norm_weight=weight, kv_scale=kv_scale)
+    got = cache.view(16, 576)[slots].double() * kv_scale
+    want_latent = kv_c.double() if weight is None else normed(kv_c, weight, 1e-6)
+    want = torch.cat((want_latent, rotated(k_pe, positions, cos_sin, True)), -1).clamp(-448 * kv_scale, 448 * kv_scale)
+    bound = (2.0**-4 + 2 * ROUNDING[dtype]) * want.abs() + 2.0**-10 * kv_scale + 1e-6
+    assert ((got - want).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -183,10 +201,11 @@ def test_int32_positions_and_slots_and_positions_out_of_range(device):
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 64])
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8, FP8])
 def test_what_was_written_is_gathered_back(dtype, page_size, device):
     lengths = (0, 5, 64, 1, 65)
-    high = torch.bfloat16 if dtype == torch.uint8 else dtype
+    high = torch.bfloat16 if dtype in (torch.uint8, FP8) else dtype
+    scale = {"kv_scale": 0.02 if dtype == FP8 else 1.0}
     kv_c, k_pe, _, cos_sin = tokens(device, sum(lengths), dtype=high)
     positions = torch.zeros(sum(lengths), dtype=torch.int64, device=device)  # rotates by nothing
     counts = [-(-n // page_size) for n in lengths]
@@ -195,20 +214,24 @@ def test_what_was_written_is_gathered_back(dtype, page_size, device):
     slots = [
         row[j // page_size] * page_size + j % page_size for row, n in zip(table, lengths, strict=True) for j in range(n)
     ]
-    cache = torch.full(mla_cache_shape(sum(counts), page_size, dtype=dtype), 255, dtype=dtype, device=device)
-    mla_cache_write(kv_c, k_pe, positions, cos_sin, torch.tensor(slots, device=device), cache)
+    cache = torch.full(mla_cache_shape(sum(counts), page_size, dtype=dtype), 255, device=device).to(dtype)
+    mla_cache_write(kv_c, k_pe, positions, cos_sin, torch.tensor(slots, device=device), cache, **scale)
 
     offsets = int32([sum(lengths[:i]) for i in range(6)], device)
-    rows = mla_cache_gather(cache, int32(table, device), offsets, sum(lengths), out_dtype=torch.float32)
+    rows = mla_cache_gather(cache, int32(table, device), offsets, sum(lengths), out_dtype=torch.float32, **scale)
     want = torch.cat((kv_c, k_pe), -1).float()
     if dtype == torch.uint8:
         assert_rows_close(rows[:, :512], want[:, :512], 0.04)  # what e4m3 costs
         assert torch.equal(rows[:, 512:], want[:, 512:])
         assert torch.equal(rows, unpacked(cache.view(-1, 656)[slots]).float())
+    elif dtype == FP8:
+        assert_rows_close(rows, want, 0.04)
+        held = cache.view(torch.uint8).view(-1, 576)[slots].view(FP8)
+        assert torch.equal(rows, held.float() * scale["kv_scale"])
     else:
         assert torch.equal(rows, want)
     for out_dtype in DTYPES:
-        got = mla_cache_gather(cache, int32(table, device), offsets, sum(lengths), out_dtype=out_dtype)
+        got = mla_cache_gather(cache, int32(table, device), offsets, sum(lengths), out_dtype=out_dtype, **scale)
         assert torch.equal(got, rows.to(out_dtype))
 
 
@@ -260,6 +283,7 @@ def test_references_read_no_value_on_the_host(op):
 def test_shapes_of_caches():
     assert mla_cache_shape(7, 64) == (7, 64, 576)
     assert mla_cache_shape(7, 64, dtype=torch.uint8) == (7, 64, 656)
+    assert mla_cache_shape(7, 64, dtype=FP8) == (7, 64, 576)
     assert mla_cache_shape(7, 64, kv_lora_rank=32, rope_dim=16) == (7, 64, 48)
     with pytest.raises(ValueError, match=r"512 \+ 64 channels, got 32 \+ 16"):
         mla_cache_shape(7, 64, kv_lora_rank=32, rope_dim=16, dtype=torch.uint8)

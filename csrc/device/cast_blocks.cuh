@@ -45,15 +45,20 @@ DSO_DEVICE float amax_of(const Chunk<T> (&chunks)[kChunks]) {
     }
 }
 
+/// Eight values times `inverse`, as e4m3.
+DSO_DEVICE uint2 cast_floats(const float (&x)[kChunk], float inverse) {
+    uint32_t pairs[kChunk / 2];
+#pragma unroll
+    for (int i = 0; i < kChunk / 2; ++i) pairs[i] = ptx::pack_e4m3x2(x[2 * i] * inverse, x[2 * i + 1] * inverse);
+    return make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+}
+
 /// Eight elements times `inverse`, rounded once in float32, then to e4m3.
 template <typename T>
 DSO_DEVICE uint2 cast_chunk(const Chunk<T>& chunk, float inverse) {
     float x[kChunk];
     to_floats(chunk, x);
-    uint32_t pairs[kChunk / 2];
-#pragma unroll
-    for (int i = 0; i < kChunk / 2; ++i) pairs[i] = ptx::pack_e4m3x2(x[2 * i] * inverse, x[2 * i + 1] * inverse);
-    return make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+    return cast_floats(x, inverse);
 }
 
 /// The first `count` of eight e4m3 values; vectorized, all or none of them exist, and they are aligned to 8 bytes.

@@ -1,6 +1,6 @@
 // A batch's tokens out of the paged latent cache:   out[cu_seqlens[i] + j, :] = the row of token j of request i
 //
-//   kv_cache     [pages, page_size, d]   bf16, f16 or f32, rows contiguous, or FP8 rows of 656 bytes (device/fp8_row.h)
+//   kv_cache     [pages, page_size, d]   bf16, f16 or f32, rows contiguous, or an FP8 format (device/fp8_row.h)
 //   block_table  [b, max_pages]          int32, rows contiguous
 //   cu_seqlens   [b + 1]                 int32; an offset counts as the largest so far
 //   out          [total, d]              bf16, f16 or f32, contiguous       16-byte stores where all is aligned for
@@ -33,7 +33,8 @@ struct GatherShared {
     int64_t sources[kGatherMaxRows];
 };
 
-/// Says that rows of the cache are in the FP8 format.
+/// Say that rows of the cache are in an FP8 format: with scales in each, or with one for all.
+struct Fp8BlocksRow {};
 struct Fp8Row {};
 
 /// Where the row of the cache begins that belongs at `row` of the output, in bytes, or kNoSource. For whole warps.
@@ -54,9 +55,20 @@ DSO_DEVICE int64_t find_source(const MlaCacheGatherArguments& arguments, int64_t
     return kNoSource;
 }
 
+/// Eight e4m3 values times a scale.
+DSO_DEVICE void dequantize(uint2 bytes, float scale, float (&values)[kChunk]) {
+#pragma unroll
+    for (int i = 0; i < kChunk / 2; ++i) {
+        const uint32_t word = i < 2 ? bytes.x : bytes.y;
+        const float2 pair = ptx::unpack_f16x2(ptx::unpack_e4m3x2(static_cast<uint16_t>(word >> (16 * (i % 2)))));
+        values[2 * i] = pair.x * scale;
+        values[2 * i + 1] = pair.y * scale;
+    }
+}
+
 /// Eight channels of a row, or what is left of it, in out's type.
 template <typename Out, bool kVectorized, typename T>
-DSO_DEVICE Chunk<Out> load_channels(const uint8_t* row, int channel, int count, T) {
+DSO_DEVICE Chunk<Out> load_channels(const uint8_t* row, int channel, int count, float, T) {
     const auto chunk = load_chunk<kVectorized>(reinterpret_cast<const T*>(row) + channel, count);
     if constexpr (std::is_same_v<T, Out>) {
         return chunk;
@@ -68,26 +80,26 @@ DSO_DEVICE Chunk<Out> load_channels(const uint8_t* row, int channel, int count, 
 }
 
 template <typename Out, bool kVectorized>
-DSO_DEVICE Chunk<Out> load_channels(const uint8_t* row, int channel, int, Fp8Row) {
+DSO_DEVICE Chunk<Out> load_channels(const uint8_t* row, int channel, int, float kv_scale, Fp8Row) {
+    float values[kChunk];
+    dequantize(*reinterpret_cast<const uint2*>(row + channel), kv_scale, values);
+    return round_to<Out>(values);
+}
+
+template <typename Out, bool kVectorized>
+DSO_DEVICE Chunk<Out> load_channels(const uint8_t* row, int channel, int, float, Fp8BlocksRow) {
     float values[kChunk];
     if (channel >= kFp8RowScales) {
         const auto* key = reinterpret_cast<const __nv_bfloat16*>(row + kFp8RowKey);
         to_floats(load_chunk<true>(key + channel - kFp8RowScales, kChunk), values);
     } else {
-        const uint2 bytes = *reinterpret_cast<const uint2*>(row + channel);
         const float scale = reinterpret_cast<const float*>(row + kFp8RowScales)[channel / kFp8RowBlock];
-#pragma unroll
-        for (int i = 0; i < kChunk / 2; ++i) {
-            const uint32_t word = i < 2 ? bytes.x : bytes.y;
-            const float2 pair = ptx::unpack_f16x2(ptx::unpack_e4m3x2(static_cast<uint16_t>(word >> (16 * (i % 2)))));
-            values[2 * i] = pair.x * scale;
-            values[2 * i + 1] = pair.y * scale;
-        }
+        dequantize(*reinterpret_cast<const uint2*>(row + channel), scale, values);
     }
     return round_to<Out>(values);
 }
 
-/// `Row` is the type of the cache's channels, or Fp8Row.
+/// `Row` is the type of the cache's channels, or says the format.
 template <typename Row, typename Out, bool kVectorized>
 __global__ void __launch_bounds__(kGatherThreads)
     mla_cache_gather_kernel(const __grid_constant__ MlaCacheGatherArguments arguments) {
@@ -113,8 +125,8 @@ __global__ void __launch_bounds__(kGatherThreads)
             const int64_t source = sources[at / chunks_of_row];
             const int channel = at % chunks_of_row * kChunk;
             if (source != kNoSource)
-                chunks[i] =
-                    load_channels<Out, kVectorized>(arguments.kv_cache + source, channel, arguments.d - channel, Row{});
+                chunks[i] = load_channels<Out, kVectorized>(arguments.kv_cache + source, channel, arguments.d - channel,
+                                                            arguments.kv_scale, Row{});
         }
 #pragma unroll
         for (int i = 0; i < kGatherChunks; ++i) {

@@ -15,6 +15,7 @@ struct MlaCacheGatherArguments {
     int64_t table_stride;
     int d;
     int rows_of_cta;  // at most kGatherMaxRows
+    float kv_scale;   // of the FP8 format of 576 bytes
 };
 
 }  // namespace dso

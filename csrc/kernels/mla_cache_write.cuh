@@ -5,15 +5,17 @@
 //   cos_sin    [max_position, rope_dim]   f32, contiguous                   16-byte loads
 //   positions, slots   [t]          int32 or int64
 //   kv_cache   [pages, page_size]   rows of rank + rope_dim elements of kv_c's type                  16-byte stores
-//              or, in the FP8 format, of 512 e4m3 | 4 f32 scales | 64 bf16: 656 bytes    8, 4 and 16-byte stores
+//              or of 512 e4m3 | 4 f32 scales | 64 bf16: 656 bytes                        8, 4 and 16-byte stores
+//              or of 576 e4m3, of one scale for all                                      8-byte stores
 //
 // Work      A warp a token, alone in its CTA where tokens are few; four tokens a warp where they are many. The latents
 //           lie in the lanes as in device/patch.cuh, and stay in registers from the load to the store. The lanes divide
 //           the keys among them, four pairs a lane; a key's lanes also find its row. All loads are issued before the
 //           first is used, but for those of the angles, which wait for the position only.
 // Numerics  The latents: those of rms_norm (its bits, for 257 to 512 latents), rounded to kv_c's type, and in the FP8
-//           format quantized as per_token_cast_to_fp8 does; without a norm, their own bits. The key: float32, each
-//           product rounded, one rounding to what the cache stores.
+//           format of 656 bytes quantized as per_token_cast_to_fp8 does; without a norm, their own bits. The key:
+//           float32, each product rounded, one rounding to what the cache stores. One scale for all: times its inverse,
+//           in float32, and rounded to e4m3; beyond 448 is 448, and NaN stays NaN.
 // Limits    any t, rank >= 1, even rope_dim >= 2; fewer than 2^31 slots. A token whose slot does not exist is not
 //           written; a position outside the table counts as its first or last. Rows of more than 512 latents or 256
 //           rotated channels, and those that are not aligned, are taken one element at a time.
@@ -41,7 +43,22 @@ DSO_DEVICE int64_t row_of_slot(const MlaCacheWriteArguments& arguments, int64_t 
     return page * arguments.page_stride_bytes + offset * arguments.row_stride_bytes;
 }
 
-template <typename T, typename Weight, bool kNorm, bool kFp8, int kRows, bool kVectorized>
+/// Four pairs in e4m3, as rotate_pairs leaves them; vectorized, the row is aligned to 8 bytes.
+template <bool kVectorized>
+DSO_DEVICE void store_e4m3_pairs(uint8_t* row, uint2 values, int pair, int half, bool interleaved) {
+    if (interleaved) {
+        store_e4m3<kVectorized>(row + 2 * pair, values, 2 * (half - pair));
+    } else if (kVectorized) {
+        if (pair >= half) return;
+        *reinterpret_cast<uint32_t*>(row + pair) = values.x;
+        *reinterpret_cast<uint32_t*>(row + half + pair) = values.y;
+    } else {
+        store_e4m3<false>(row + pair, make_uint2(values.x, 0), min(half - pair, kRotaryPairs));
+        store_e4m3<false>(row + half + pair, make_uint2(values.y, 0), min(half - pair, kRotaryPairs));
+    }
+}
+
+template <typename T, typename Weight, bool kNorm, LatentFormat kFormat, int kRows, bool kVectorized>
 __global__ void __launch_bounds__(kCacheWriteThreads, kRows == 1 ? 1 : 2)
     mla_cache_write_kernel(const __grid_constant__ MlaCacheWriteArguments arguments) {
     constexpr int kKeyLanes = 32 / kRows;
@@ -118,7 +135,7 @@ __global__ void __launch_bounds__(kCacheWriteThreads, kRows == 1 ? 1 : 2)
                 }
             }
         }
-        if constexpr (kFp8) {
+        if constexpr (kFormat == LatentFormat::kFp8Blocks) {
             const auto blocks = scale_blocks<kPatchLanes, kRows>(x, arguments.amax_floor, false);
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
@@ -132,6 +149,17 @@ __global__ void __launch_bounds__(kCacheWriteThreads, kRows == 1 ? 1 : 2)
             const int64_t row = row_of(lane % kPatchLanes % kRows);
             auto* scales_of_row = reinterpret_cast<float*>(arguments.kv_cache + row + kFp8RowScales);
             if (row != kNoRow && lane % kPatchLanes < kRows) scales_of_row[lane / kPatchLanes] = blocks.sf;
+        } else if constexpr (kFormat == LatentFormat::kFp8) {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+                const int64_t row = row_of(r);
+                uint8_t* target = arguments.kv_cache + row + column;
+#pragma unroll
+                for (int i = 0; i < kPatchChunks; ++i)
+                    store_e4m3<kVectorized>(target + i * kPatchChunkStep,
+                                            cast_chunk(x[r][i], arguments.inverse_kv_scale),
+                                            row != kNoRow ? kChunk : 0);
+            }
         } else {
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
@@ -145,14 +173,22 @@ __global__ void __launch_bounds__(kCacheWriteThreads, kRows == 1 ? 1 : 2)
         }
     }
 
-    using Stored = std::conditional_t<kFp8, __nv_bfloat16, T>;
-    const int key_offset = kFp8 ? kFp8RowKey : rank * static_cast<int>(sizeof(T));
-    auto* rotated = reinterpret_cast<Stored*>(arguments.kv_cache + own_row + key_offset);
+    using Stored = std::conditional_t<kFormat == LatentFormat::kFp8Blocks, __nv_bfloat16, T>;
+    const int key_offset = kFormat == LatentFormat::kFp8Blocks ? kFp8RowKey
+                           : kFormat == LatentFormat::kFp8     ? rank
+                                                               : rank * static_cast<int>(sizeof(T));
+    uint8_t* rotated = arguments.kv_cache + own_row + key_offset;
     while (own_row != kNoRow && pair < half) {
         float values[kChunk];
         to_floats(pairs, values);
         rotate_pairs(values, angles, arguments.interleaved);
-        store_pairs<kVectorized>(rotated, round_to<Stored>(values), pair, half, arguments.interleaved);
+        if constexpr (kFormat == LatentFormat::kFp8) {
+            store_e4m3_pairs<kVectorized>(rotated, cast_floats(values, arguments.inverse_kv_scale), pair, half,
+                                          arguments.interleaved);
+        } else {
+            store_pairs<kVectorized>(reinterpret_cast<Stored*>(rotated), round_to<Stored>(values), pair, half,
+                                     arguments.interleaved);
+        }
         if (kVectorized) break;
         pair += kKeyLanes * kRotaryPairs;
         pairs = load_pairs<kVectorized>(key, pair, half, arguments.interleaved);

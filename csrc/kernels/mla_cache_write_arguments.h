@@ -18,7 +18,8 @@ struct MlaCacheWriteArguments {
     uint32_t num_slots, page_size;
     int kv_lora_rank, rope_dim;
     float eps, inverse_rank;
-    float amax_floor;  // of the FP8 format
+    float amax_floor;        // of the FP8 format of 656 bytes
+    float inverse_kv_scale;  // of that of 576
     bool interleaved;
 };
 

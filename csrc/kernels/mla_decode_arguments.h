@@ -8,7 +8,7 @@ namespace dso {
 struct MlaDecodeArguments {
     const void* q;  // [b, s_q, heads, 576], strides below; with cu_seqlens_q [s_q, heads, 576]
     int64_t q_stride_b, q_stride_s, q_stride_h;
-    const void* kv_cache;  // [num_pages, page_size, 576], or 656 bytes, strides below
+    const void* kv_cache;  // [num_pages, page_size] rows, strides below
     int64_t page_stride, key_stride;
     const int32_t* block_table;  // [b, max_pages]
     int64_t table_stride;
@@ -26,7 +26,8 @@ struct MlaDecodeArguments {
     int tiles_per_part;            // of keys: with few of them there are fewer parts; 0: there are as many always
     int box_rows;                  // rows of a page that TMA loads at a time, a divisor of 64; 0: it cannot
     bool is_causal;
-    float scale_log2;  // softmax_scale * log2(e)
+    float scale_log2;   // softmax_scale * log2(e), times value_scale
+    float value_scale;  // of the cache; 1 where rows have their own, or none
 };
 
 }  // namespace dso

@@ -3,6 +3,7 @@
 //   q              [b, s_q, heads, 576]         bf16 or f16      16-byte loads into swizzled tiles
 //   kv_cache       [num_pages, page_size, 576]  the same         TMA, 128-byte swizzle; or cp.async, 16 bytes at a time
 //                  or rows of 512 e4m3 | 4 f32 scales | 64 bf16  cp.async, and from there converted to f16 tiles
+//                  or rows of 576 e4m3, of one scale for all     likewise
 //   block_table    [b, max_pages]               int32            plain loads by the loading warps
 //   cache_seqlens  [b]                          int32
 //   cu_seqlens_q   [b + 1], or none             int32            plain loads by every warp
@@ -39,8 +40,9 @@
 // Numerics  Scores and sums in float32. Probabilities are rounded to the type of products for that with the values,
 //           which is divided by the sum of the rounded ones; lse is that of the unrounded ones. The bits depend on how
 //           many ways the keys are split.
-//           FP8: the type of products is float16. A scale is rounded to its 11 bits, and so is scale * e4m3; a query
-//           and a rotated channel are exact where float16 has them.
+//           FP8: the type of products is float16. A row's scale is rounded to its 11 bits, and so is scale * e4m3; a
+//           query and a rotated channel are exact where float16 has them. One scale for all is a factor of
+//           softmax_scale and of the result, so that all keys are exact.
 // Limits    FP8: queries and rotated channels beyond float16 count as +-65504, and a scale above 146.125 as that.
 //           What is below 2^-25 counts as 0. NaN stays NaN.
 //           Rows of q and of the cache start at multiples of 16 bytes. A page that does not exist is not read, nor is a
@@ -49,6 +51,9 @@
 // Source    DeepSeek-V2 report, arXiv:2405.04434, section 2.1.   Launched by launch/mla_decode.cu.   docs/mla_decode.md
 #pragma once
 
+#include <type_traits>
+
+#include "device/fp8_row.h"
 #include "device/math.cuh"
 #include "device/pipeline.cuh"
 #include "device/segments.cuh"
@@ -81,15 +86,12 @@ inline constexpr int kMlaMaxParts = 192, kMlaLoadsAtOnce = 8;
 /// What counts the parts that have come, in memory that nobody clears before: the upper bits say that it counts.
 inline constexpr unsigned long long kMlaCounts = 0x5F8E'3C21'D7A4ull << 16;
 
-/// Where the parts of an FP8 row begin, in bytes.
-inline constexpr int kMlaFp8Scales = kMlaValueDim, kMlaFp8Rotated = kMlaFp8Scales + 4 * sizeof(float);
-inline constexpr int kMlaFp8RowBytes = kMlaFp8Rotated + 2 * (kMlaKeyDim - kMlaValueDim);
-
 /// What the kernel is compiled for.
-template <ptx::HalfType query, bool is_fp8>
+template <ptx::HalfType query, LatentFormat format>
 struct MlaDecodeTypes {
-    static constexpr ptx::HalfType kQuery = query;                                   // and of the output
-    static constexpr bool kIsFp8 = is_fp8;                                           // the cache
+    static constexpr ptx::HalfType kQuery = query;  // and of the output
+    static constexpr LatentFormat kFormat = format;
+    static constexpr bool kIsFp8 = kFormat != LatentFormat::kPlain;                  // the cache
     static constexpr ptx::HalfType kOperand = kIsFp8 ? ptx::HalfType::kF16 : query;  // of products
     static constexpr int kRightStages = kIsFp8 ? 2 : 3;
     static constexpr int kLeftArrivals = kIsFp8 ? kMlaLoadWarps : 32 * kMlaLoadWarps;  // that make a stage full
@@ -97,23 +99,31 @@ struct MlaDecodeTypes {
 };
 
 /// A loading warp's keys of an FP8 cache as the cache has them. The sides come and go by themselves.
-struct MlaRawKeys {
+template <LatentFormat kFormat>
+struct MlaRawKeys;
+template <>
+struct MlaRawKeys<LatentFormat::kFp8Blocks> {
     uint8_t latents[2][kMlaQuarter][kMlaValueDim / 2];
     float scales[32][2];  // of each lane's key and half of a side
-    uint8_t rotated[kMlaQuarter][kSwizzleBytes];
+    uint8_t rotated[kMlaQuarter][2 * (kMlaKeyDim - kMlaValueDim)];
+};
+template <>
+struct MlaRawKeys<LatentFormat::kFp8> {
+    uint8_t latents[2][kMlaQuarter][kMlaValueDim / 2];
+    uint8_t rotated[kMlaQuarter][kMlaKeyDim - kMlaValueDim];
 };
 
 /// What lies before the tiles. The last raw keys are tiles by the time that the first sums of rows are there.
-template <bool kIsFp8>
+template <LatentFormat kFormat>
 struct MlaDecodeStaging {
-    SoftmaxPart rows[kMlaTile];
-};
-template <>
-struct MlaDecodeStaging<true> {
     union {
         SoftmaxPart rows[kMlaTile];
-        MlaRawKeys raw[kMlaLoadWarps];
+        MlaRawKeys<kFormat> raw[kMlaLoadWarps];
     };
+};
+template <>
+struct MlaDecodeStaging<LatentFormat::kPlain> {
+    SoftmaxPart rows[kMlaTile];
 };
 
 template <int kRightStages>
@@ -135,7 +145,7 @@ struct MlaDecodeSums {
 };
 
 template <typename Types>
-struct MlaDecodeShared : MlaDecodeStaging<Types::kIsFp8> {
+struct MlaDecodeShared : MlaDecodeStaging<Types::kFormat> {
     union {
         MlaDecodeTiles<Types::kRightStages> tiles;
         // When all products are there: what a warp stores, 16 rows by 256 columns; or what it lets the cluster read.
@@ -471,11 +481,18 @@ DSO_DEVICE uint32_t scale_to_f16x2(float scale) {
     return ptx::pack_f16x2(factor, factor);
 }
 
+/// Eight e4m3 values in float16, which has them all.
+DSO_DEVICE uint4 e4m3_to_f16(uint2 bytes) {
+    uint4 pairs;
+    ptx::unpack_e4m3x4(bytes.x, pairs.x, pairs.y);
+    ptx::unpack_e4m3x4(bytes.y, pairs.z, pairs.w);
+    return pairs;
+}
+
 /// Eight e4m3 values times a scale, in float16: the scale is rounded, and the product is.
 DSO_DEVICE uint4 dequantize(uint2 bytes, uint32_t scale) {
-    uint32_t pairs[4];
-    ptx::unpack_e4m3x4(bytes.x, pairs[0], pairs[1]);
-    ptx::unpack_e4m3x4(bytes.y, pairs[2], pairs[3]);
+    const uint4 exact = e4m3_to_f16(bytes);
+    uint32_t pairs[4] = {exact.x, exact.y, exact.z, exact.w};
     constexpr uint32_t kInverse = 0x1C00'1C00;  // 2^-8, twice: exact, whatever the e4m3 value
 #pragma unroll
     for (uint32_t& pair : pairs) pair = ptx::multiply_f16x2(ptx::multiply_f16x2(pair, kInverse), scale);
@@ -546,6 +563,8 @@ class MlaFp8Loader {
     }
 
   private:
+    static constexpr bool kHasScales = Types::kFormat == LatentFormat::kFp8Blocks;
+
     struct Key {
         int page, row;
     };
@@ -568,11 +587,13 @@ class MlaFp8Loader {
     /// is zeros.
     template <int kSide>
     DSO_DEVICE void request(int64_t place) const {
-        MlaRawKeys& raw = shared_.raw[warp_];
+        auto& raw = shared_.raw[warp_];
         copy<kMlaValueDim / 2>(raw.latents[kSide], kSide * kMlaValueDim / 2, place);
-        const int half = 2 * kSide + lane_ / kMlaQuarter;
-        ptx::cp_async_4(&raw.scales[lane_][kSide], source(place) + kMlaFp8Scales + 4 * half, place >= 0);
-        if (kSide == 1) copy<kSwizzleBytes>(raw.rotated, kMlaFp8Rotated, place);
+        if constexpr (kHasScales) {
+            const int half = 2 * kSide + lane_ / kMlaQuarter;
+            ptx::cp_async_4(&raw.scales[lane_][kSide], source(place) + kFp8RowScales + 4 * half, place >= 0);
+        }
+        if (kSide == 1) copy<sizeof(raw.rotated[0])>(raw.rotated, kHasScales ? kFp8RowKey : kMlaValueDim, place);
     }
 
     /// `kBytes` of each key from its byte `first` onward.
@@ -598,39 +619,51 @@ class MlaFp8Loader {
         __syncwarp();
     }
 
-    /// Latents of a side; a lane has eight channels of every key, and hands round the scale of one key's 128.
+    /// Latents of a side; a lane has eight channels of every key.
     template <int kSide>
     DSO_DEVICE void convert(uint8_t (*boxes)[kMlaBoxBytes]) const {
-        const MlaRawKeys& raw = shared_.raw[warp_];
+        const auto& raw = shared_.raw[warp_];
         const uint8_t* from = raw.latents[kSide][0] + lane_ * 8;
         const uint32_t to = chunk_of(boxes[lane_ / 8]);
-        const uint32_t own_scale = scale_to_f16x2(raw.scales[lane_][kSide]);
-        // Two keys at a time, whose chunks the swizzle treats alike, and the bytes of the next two are read ahead.
-        uint2 ahead[2];
-        const auto read = [&](int key) {
+        const auto read = [&](int key) { return *reinterpret_cast<const uint2*>(from + key * (kMlaValueDim / 2)); };
+        if constexpr (kHasScales) {
+            // A lane hands round the scale of one key's 128. Two keys at a time, whose chunks the swizzle treats alike,
+            // and the bytes of the next two are read ahead.
+            const uint32_t own_scale = scale_to_f16x2(raw.scales[lane_][kSide]);
+            uint2 ahead[2] = {read(0), read(8)};
 #pragma unroll
-            for (int j = 0; j < 2; ++j)
-                ahead[j] = *reinterpret_cast<const uint2*>(from + (key + 8 * j) * (kMlaValueDim / 2));
-        };
-        read(0);
+            for (int i = 0; i < 8; ++i) {
+                const uint2 latents[2] = {ahead[0], ahead[1]};
+                if (i + 1 < 8) ahead[0] = read(i + 1), ahead[1] = read(i + 9);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const uint2 latents[2] = {ahead[0], ahead[1]};
-            if (i + 1 < 8) read(i + 1);
+                for (int j = 0; j < 2; ++j) {
+                    const uint32_t scale = __shfl_sync(0xFFFFFFFF, own_scale, i + 8 * j, kMlaQuarter);
+                    store(to, i + 8 * j, dequantize(latents[j], scale));
+                }
+            }
+        } else {
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const uint32_t scale = __shfl_sync(0xFFFFFFFF, own_scale, i + 8 * j, kMlaQuarter);
-                store(to, i + 8 * j, dequantize(latents[j], scale));
+            for (int i = 0; i < 8; ++i) {
+                const uint2 latents[2] = {read(i), read(i + 8)};
+#pragma unroll
+                for (int j = 0; j < 2; ++j) store(to, i + 8 * j, e4m3_to_f16(latents[j]));
             }
         }
     }
 
     DSO_DEVICE void convert_rotated(uint8_t* box) const {
         const uint32_t to = chunk_of(box + lane_ / 8 * kSwizzleBytes) ^ lane_ / 8 * 16;
-        const uint8_t* from = shared_.raw[warp_].rotated[lane_ / 8] + lane_ % 8 * 16;
+        using Eight = std::conditional_t<kHasScales, uint4, uint2>;  // channels, as the cache has them
+        const auto& rotated = shared_.raw[warp_].rotated;
 #pragma unroll
-        for (int i = 0; i < kMlaQuarter; i += 4)
-            store(to, i, bf16_to_f16(*reinterpret_cast<const uint4*>(from + i * kSwizzleBytes)));
+        for (int i = 0; i < kMlaQuarter; i += 4) {
+            const auto channels = reinterpret_cast<const Eight*>(rotated[i + lane_ / 8])[lane_ % 8];
+            if constexpr (kHasScales) {
+                store(to, i, bf16_to_f16(channels));
+            } else {
+                store(to, i, e4m3_to_f16(channels));
+            }
+        }
     }
 
     /// Where the lane's chunk of the warp's first key lies in shared memory, from its start, if `box` is the tile's.
@@ -969,7 +1002,7 @@ DSO_DEVICE void store_values(MlaDecodeShared<Types>& shared, const MlaDecodeArgu
     for (int i = 0; i < 2; ++i) {
         const int row = first_row + lane / 4 + 8 * i;
         const SoftmaxPart part = shared.rows[row];
-        inverse[i] = inverse_of(part.rounded_sum);
+        inverse[i] = inverse_of(part.rounded_sum) * arguments.value_scale;
         if (side == 0 && lane % 4 == 0 && row < rows.num_rows)
             store_lse(arguments, rows, row, log2_sum(part.base, part.sum));
     }
@@ -1102,7 +1135,7 @@ class MlaDecodeCombination {
             total += weights[source] * parts[source].sum;
             rounded_total += weights[source] * parts[source].rounded_sum;
         }
-        const float inverse = inverse_of(rounded_total);
+        const float inverse = inverse_of(rounded_total) * arguments_.value_scale;
 #pragma unroll
         for (int source = 0; source < kMlaMaxCluster; ++source)
             shared_.sums.weights[source][row] = weights[source] * inverse;

@@ -188,6 +188,10 @@ typedef struct dso_rotation {
 
 DSO_API dso_status dso_rope(const dso_rotation* rotation, dso_stream stream);
 
+// What a token's row in the latent cache consists of: elements of a dtype; or 512 e4m3, 4 float32 scales, each of 128
+// of them, and 64 bfloat16, together 656 bytes; or 576 e4m3, of which the cache has one scale, kv_scale.
+typedef enum dso_latent_format { DSO_LATENT_PLAIN, DSO_LATENT_FP8_BLOCKS, DSO_LATENT_FP8 } dso_latent_format;
+
 // The rows of a step's tokens in the paged latent cache: norm(kv_c) | rope(k_pe), or the FP8 format of that.
 typedef struct dso_latent_write {
     const void* kv_c;         // [num_tokens, kv_lora_rank] of dtype, rows contiguous
@@ -195,33 +199,35 @@ typedef struct dso_latent_write {
     const void* positions;    // [num_tokens] int32 or int64
     const float* cos_sin;     // [max_position, rope_dim], contiguous: rope_dim / 2 cosines, as many sines
     const void* slots;        // [num_tokens] int32 or int64; a slot that does not exist is skipped
-    void* kv_cache;           // [num_pages, page_size, kv_lora_rank + rope_dim] of dtype, or 656 bytes with fp8
+    void* kv_cache;           // [num_pages, page_size] rows of the format; plain: kv_lora_rank + rope_dim of dtype
     const void* norm_weight;  // [kv_lora_rank] of weight_dtype; null: the latents are written as they are
     int64_t num_tokens, kv_lora_rank, rope_dim, max_position, num_pages, page_size;
     int64_t kv_c_stride, k_pe_stride;  // between tokens
-    int64_t page_stride, row_stride;   // of the cache, in its elements, which are bytes with fp8
+    int64_t page_stride, row_stride;   // of the cache, in its elements, which are bytes if not plain
     dso_dtype dtype, weight_dtype;     // the weight's is that of kv_c, or DSO_F32
-    int fp8;                           // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16
+    dso_latent_format format;
     int positions_are_64_bit, slots_are_64_bit;
     int interleaved;   // 1: pairs are neighbours; 0: channels i and i + rope_dim / 2
     float eps;         // positive, with norm_weight
-    float amax_floor;  // at least 1e-30, with fp8
+    float amax_floor;  // at least 1e-30, with DSO_LATENT_FP8_BLOCKS
+    float kv_scale;    // positive, with DSO_LATENT_FP8
 } dso_latent_write;
 
 DSO_API dso_status dso_mla_cache_write(const dso_latent_write* write, dso_stream stream);
 
 // The cached tokens of a batch, one request after the other. Rows without a cached token become zeros.
 typedef struct dso_latent_gather {
-    const void* kv_cache;        // [num_pages, page_size, d] of dtype, or 656 bytes with fp8
+    const void* kv_cache;        // [num_pages, page_size] rows of the format; plain: d of dtype
     const int32_t* block_table;  // [b, max_pages], rows contiguous
     const int32_t* cu_seqlens;   // [b + 1]: token j of request i becomes row cu_seqlens[i] + j
     void* out;                   // [total, d] of out_dtype, contiguous
-    int64_t b, total, d;         // d is 576 with fp8
+    int64_t b, total, d;         // d is 576 if not plain
     int64_t num_pages, page_size, max_pages;
-    int64_t page_stride, row_stride;  // of the cache, in its elements, which are bytes with fp8
+    int64_t page_stride, row_stride;  // of the cache, in its elements, which are bytes if not plain
     int64_t table_stride;
     dso_dtype dtype, out_dtype;
-    int fp8;  // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16, aligned to 16 bytes
+    dso_latent_format format;  // rows that are not plain are aligned to 16 bytes
+    float kv_scale;            // positive, with DSO_LATENT_FP8
 } dso_latent_gather;
 
 DSO_API dso_status dso_mla_cache_gather(const dso_latent_gather* gather, dso_stream stream);
@@ -303,7 +309,7 @@ DSO_API dso_status dso_moe_unpermute(const dso_row_sum* sum, dso_stream stream);
 // no request sees no key.
 typedef struct dso_mla_decode {
     const void* q;                                  // [b, s_q, num_heads, 576] of dtype
-    const void* kv_cache;                           // [num_pages, page_size, 576] of dtype, or 656 bytes with fp8
+    const void* kv_cache;                           // [num_pages, page_size] rows of the format; plain: 576 of dtype
     const int32_t* block_table;                     // [b, max_pages], rows contiguous
     const int32_t* cache_seqlens;                   // [b]
     const int32_t* cu_seqlens_q;                    // [b + 1], or null
@@ -313,13 +319,14 @@ typedef struct dso_mla_decode {
     int64_t b, s_q, num_heads;                      // num_heads at least 1
     int64_t num_pages, page_size, max_pages;        // page_size at least 1
     int64_t q_stride_b, q_stride_s, q_stride_h;     // rows of q, of the cache and of out are aligned to 16 bytes
-    int64_t page_stride, key_stride, table_stride;  // the cache's in its elements, which are bytes with fp8
+    int64_t page_stride, key_stride, table_stride;  // the cache's in its elements, which are bytes if not plain
     int64_t out_stride_b, out_stride_s, out_stride_h;
     dso_dtype dtype;       // DSO_BF16 or DSO_F16
     double softmax_scale;  // positive
     int causal;            // 1: query i of s_q sees the keys up to cache_seqlens - s_q + i; 0: all
-    int fp8;               // 1: rows of 512 e4m3, 4 float32 scales and 64 bfloat16, which count as float16
-    int batch_invariant;   // 1: the bits of a request depend on its own operands alone
+    dso_latent_format format;
+    float kv_scale;       // positive, with DSO_LATENT_FP8
+    int batch_invariant;  // 1: the bits of a request depend on its own operands alone
 } dso_mla_decode;
 
 // How many CTAs share the keys of a request, from extents alone: 1, 2, 4 or 8 of a cluster, and clusters. With

@@ -15,7 +15,8 @@ using GatherKernel = void (*)(MlaCacheGatherArguments);
 
 template <typename Row, typename Out>
 GatherKernel select_kernel(bool vectorized) {
-    if constexpr (std::is_same_v<Row, Fp8Row>) return mla_cache_gather_kernel<Row, Out, true>;
+    if constexpr (std::is_same_v<Row, Fp8Row> || std::is_same_v<Row, Fp8BlocksRow>)
+        return mla_cache_gather_kernel<Row, Out, true>;
     return vectorized ? mla_cache_gather_kernel<Row, Out, true> : mla_cache_gather_kernel<Row, Out, false>;
 }
 
@@ -32,7 +33,8 @@ GatherKernel select_kernel(dso_dtype out_dtype, bool vectorized) {
 }
 
 GatherKernel select_kernel(const dso_latent_gather& gather, bool vectorized) {
-    if (gather.fp8) return select_kernel<Fp8Row>(gather.out_dtype, vectorized);
+    if (gather.format == DSO_LATENT_FP8_BLOCKS) return select_kernel<Fp8BlocksRow>(gather.out_dtype, vectorized);
+    if (gather.format == DSO_LATENT_FP8) return select_kernel<Fp8Row>(gather.out_dtype, vectorized);
     switch (gather.dtype) {
         case DSO_BF16:
             return select_kernel<__nv_bfloat16>(gather.out_dtype, vectorized);
@@ -52,7 +54,7 @@ extern "C" dso_status dso_mla_cache_gather(const dso_latent_gather* gather, dso_
     if (gather->total == 0 || gather->d == 0) return DSO_OK;
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
-    const int element_bytes = gather->fp8 ? 1 : size_of(gather->dtype);
+    const int element_bytes = gather->format == DSO_LATENT_PLAIN ? size_of(gather->dtype) : 1;
     const bool vectorized = gather->d % kChunk == 0 && reinterpret_cast<uintptr_t>(gather->out) % 16 == 0 &&
                             rows_are_aligned(gather->kv_cache, gather->dtype, gather->page_stride, gather->row_stride);
     const bool many = gather->total >= int64_t{8} * kGatherMaxRows * num_sms;
@@ -69,7 +71,8 @@ extern "C" dso_status dso_mla_cache_gather(const dso_latent_gather* gather, dso_
                                             gather->row_stride * element_bytes,
                                             gather->table_stride,
                                             static_cast<int>(gather->d),
-                                            many ? kGatherMaxRows : kFewRows};
+                                            many ? kGatherMaxRows : kFewRows,
+                                            gather->kv_scale};
     const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(gather->total, arguments.rows_of_cta)));
     return launch_kernel(select_kernel(*gather, vectorized), {grid, dim3(kGatherThreads), 0, stream}, arguments);
 }

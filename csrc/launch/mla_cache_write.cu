@@ -14,25 +14,31 @@ constexpr int kTallPatch = 4;  // tokens
 
 using WriteKernel = void (*)(MlaCacheWriteArguments);
 
-template <typename T, typename Weight, bool kNorm, bool kFp8>
+template <typename T, typename Weight, bool kNorm, LatentFormat format>
 WriteKernel select_kernel(bool vectorized, int tokens_of_a_warp) {
-    if (!vectorized) return mla_cache_write_kernel<T, Weight, kNorm, kFp8, 1, false>;
-    return tokens_of_a_warp == 1 ? mla_cache_write_kernel<T, Weight, kNorm, kFp8, 1, true>
-                                 : mla_cache_write_kernel<T, Weight, kNorm, kFp8, kTallPatch, true>;
+    if (!vectorized) return mla_cache_write_kernel<T, Weight, kNorm, format, 1, false>;
+    return tokens_of_a_warp == 1 ? mla_cache_write_kernel<T, Weight, kNorm, format, 1, true>
+                                 : mla_cache_write_kernel<T, Weight, kNorm, format, kTallPatch, true>;
 }
 
 template <typename T, typename Weight, bool kNorm>
-WriteKernel select_kernel(bool fp8, bool vectorized, int tokens_of_a_warp) {
-    return fp8 ? select_kernel<T, Weight, kNorm, true>(vectorized, tokens_of_a_warp)
-               : select_kernel<T, Weight, kNorm, false>(vectorized, tokens_of_a_warp);
+WriteKernel select_kernel(dso_latent_format format, bool vectorized, int tokens_of_a_warp) {
+    switch (format) {
+        case DSO_LATENT_FP8_BLOCKS:
+            return select_kernel<T, Weight, kNorm, LatentFormat::kFp8Blocks>(vectorized, tokens_of_a_warp);
+        case DSO_LATENT_FP8:
+            return select_kernel<T, Weight, kNorm, LatentFormat::kFp8>(vectorized, tokens_of_a_warp);
+        default:
+            return select_kernel<T, Weight, kNorm, LatentFormat::kPlain>(vectorized, tokens_of_a_warp);
+    }
 }
 
 template <typename T>
 WriteKernel select_kernel(const dso_latent_write& write, bool vectorized, int tokens_of_a_warp) {
-    const bool fp8 = write.fp8 != 0;
-    if (!write.norm_weight) return select_kernel<T, T, false>(fp8, vectorized, tokens_of_a_warp);
-    return write.weight_dtype == DSO_F32 ? select_kernel<T, float, true>(fp8, vectorized, tokens_of_a_warp)
-                                         : select_kernel<T, T, true>(fp8, vectorized, tokens_of_a_warp);
+    const dso_latent_format format = write.format;
+    if (!write.norm_weight) return select_kernel<T, T, false>(format, vectorized, tokens_of_a_warp);
+    return write.weight_dtype == DSO_F32 ? select_kernel<T, float, true>(format, vectorized, tokens_of_a_warp)
+                                         : select_kernel<T, T, true>(format, vectorized, tokens_of_a_warp);
 }
 
 WriteKernel select_kernel(const dso_latent_write& write, bool vectorized, int tokens_of_a_warp) {
@@ -66,7 +72,7 @@ extern "C" dso_status dso_mla_cache_write(const dso_latent_write* write, dso_str
     if (write->num_tokens == 0 || write->num_pages == 0) return DSO_OK;
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
-    const int element_bytes = write->fp8 ? 1 : size_of(write->dtype);
+    const int element_bytes = write->format == DSO_LATENT_PLAIN ? size_of(write->dtype) : 1;
     const MlaCacheWriteArguments arguments{write->kv_c,
                                            write->k_pe,
                                            write->cos_sin,
@@ -87,6 +93,7 @@ extern "C" dso_status dso_mla_cache_write(const dso_latent_write* write, dso_str
                                            write->eps,
                                            1.f / static_cast<float>(write->kv_lora_rank),
                                            write->amax_floor,
+                                           1.f / write->kv_scale,
                                            write->interleaved != 0};
     const bool vectorized = can_be_vectorized(*write, element_bytes);
     // Few tokens want a warp and a CTA each, so that all SMs load at once; many want less to be done for each.

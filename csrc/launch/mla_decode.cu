@@ -66,13 +66,14 @@ bool is_possible(const dso_mla_decode_plan& plan) {
 
 /// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; 0 where none do.
 int box_rows_of(const dso_mla_decode& decode) {
-    if (decode.num_pages == 0 || decode.fp8) return 0;
+    if (decode.num_pages == 0 || decode.format != DSO_LATENT_PLAIN) return 0;
     if (decode.page_size % kMlaTile == 0) return kMlaTile;
     return kMlaTile % decode.page_size == 0 && decode.page_size >= 8 ? static_cast<int>(decode.page_size) : 0;
 }
 
 MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeShape& shape,
                                 const dso_mla_decode_plan& plan) {
+    const float kv_scale = decode.format == DSO_LATENT_FP8 ? decode.kv_scale : 1.f;
     const MlaDecodeScratch scratch(shape, plan);
     auto* workspace = static_cast<uint8_t*>(decode.workspace);
     return {decode.q,
@@ -105,7 +106,8 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             plan.tiles_per_part,
             box_rows_of(decode),
             decode.causal != 0,
-            static_cast<float>(decode.softmax_scale * 1.4426950408889634)};
+            static_cast<float>(decode.softmax_scale * kv_scale * 1.4426950408889634),
+            kv_scale};
 }
 
 template <typename Types>
@@ -133,18 +135,35 @@ dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan,
 template <ptx::HalfType query>
 dso_status launch_for_cache(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device,
                             dso_stream stream) {
-    return decode.fp8 ? launch<MlaDecodeTypes<query, true>>(decode, plan, device, stream)
-                      : launch<MlaDecodeTypes<query, false>>(decode, plan, device, stream);
+    switch (decode.format) {
+        case DSO_LATENT_FP8_BLOCKS:
+            return launch<MlaDecodeTypes<query, LatentFormat::kFp8Blocks>>(decode, plan, device, stream);
+        case DSO_LATENT_FP8:
+            return launch<MlaDecodeTypes<query, LatentFormat::kFp8>>(decode, plan, device, stream);
+        default:
+            return launch<MlaDecodeTypes<query, LatentFormat::kPlain>>(decode, plan, device, stream);
+    }
 }
 
 bool is_empty(const dso_mla_decode& decode) {
     return decode.s_q == 0 || (decode.b == 0 && decode.cu_seqlens_q == nullptr);
 }
 
+int64_t row_bytes(dso_latent_format format) {
+    switch (format) {
+        case DSO_LATENT_FP8_BLOCKS:
+            return kFp8RowBytes;
+        case DSO_LATENT_FP8:
+            return kMlaKeyDim;
+        default:
+            return 2 * kMlaKeyDim;
+    }
+}
+
 MlaDecodeSplits splits_of(const dso_mla_decode& decode, const MlaDecodeShape& shape, int num_sms) {
     if (decode.batch_invariant) return plan_batch_invariant_mla_decode(shape.max_keys);
     return plan_mla_decode(shape.num_units, shape.num_row_tiles, MlaDecodeShape::rows_of_tile(decode), shape.max_keys,
-                           decode.fp8 ? kMlaFp8RowBytes : 2 * kMlaKeyDim, num_sms);
+                           row_bytes(decode.format), num_sms);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "launch/row_checks.h"
 #include "launch/status.h"
 
 namespace dso {
@@ -23,10 +24,13 @@ dso_status check_mla_decode(const dso_mla_decode& decode) {
         return wrong("more than 2^31 requests, rows of a request, or of a page");
     if (!rows_are_aligned(decode.q, decode.q_stride_b, decode.q_stride_s, decode.q_stride_h) ||
         !rows_are_aligned(decode.out, decode.out_stride_b, decode.out_stride_s, decode.out_stride_h) ||
-        !rows_are_aligned(decode.kv_cache, decode.page_stride, decode.key_stride, 0, decode.fp8 ? 16 : 8))
+        !rows_are_aligned(decode.kv_cache, decode.page_stride, decode.key_stride, 0,
+                          decode.format == DSO_LATENT_PLAIN ? 8 : 16))
         return wrong("rows must start at multiples of 16 bytes");
     if (!(decode.softmax_scale > 0) || !std::isfinite(decode.softmax_scale))
         return wrong("softmax_scale must be positive and finite");
+    if (decode.format == DSO_LATENT_FP8 && !is_kv_scale(decode.kv_scale))
+        return wrong("kv_scale must be positive and finite, and its inverse");
     return DSO_OK;
 }
 

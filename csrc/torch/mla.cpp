@@ -1,3 +1,4 @@
+#include "torch/latent.h"
 #include "torch/ops.h"
 
 namespace dso {
@@ -6,13 +7,11 @@ namespace {
 constexpr int64_t kKeyDim = 576, kValueDim = 512;
 constexpr int64_t kFp8RowBytes = 656;
 
-bool is_fp8(const Tensor& kv_cache) { return kv_cache.scalar_type() == ScalarType::Byte; }
-
 /// The operands of one call, checked.
 struct MlaDecode {
     const Tensor &q, &kv_cache, &block_table, &cache_seqlens;
     const std::optional<Tensor>& cu_seqlens_q;
-    double softmax_scale;
+    double softmax_scale, kv_scale;
     bool causal, batch_invariant;
 
     bool is_ragged() const { return cu_seqlens_q.has_value(); }
@@ -27,8 +26,10 @@ struct MlaDecode {
                             : is_tensor_of(q, dtype, q, {-1, -1, -1, kKeyDim}),
                 "mla_decode: q");
         require(num_heads() >= 1, "mla_decode: q");
-        const bool fp8 = is_fp8(kv_cache);
-        require(is_tensor_of(kv_cache, fp8 ? ScalarType::Byte : dtype, q, {-1, -1, fp8 ? kFp8RowBytes : kKeyDim}) &&
+        const dso_latent_format format = latent_format(kv_cache);
+        require(format != DSO_LATENT_PLAIN || kv_cache.scalar_type() == dtype, "mla_decode: kv_cache");
+        require(is_tensor_of(kv_cache, kv_cache.scalar_type(), q,
+                             {-1, -1, format == DSO_LATENT_FP8_BLOCKS ? kFp8RowBytes : kKeyDim}) &&
                     kv_cache.size(1) >= 1,
                 "mla_decode: kv_cache");
         require(is_tensor_of(block_table, ScalarType::Int, q, {is_ragged() ? -1 : q.size(0), -1}),
@@ -71,7 +72,8 @@ struct MlaDecode {
                               q.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F16,
                               softmax_scale,
                               causal,
-                              is_fp8(kv_cache),
+                              latent_format(kv_cache),
+                              static_cast<float>(kv_scale),
                               batch_invariant};
         dso_mla_decode_plan plan;
         require_ok(dso_plan_mla_decode(&decode, &plan));
@@ -97,8 +99,8 @@ bool are_of_kernels_types(const StableIValue* stack) {
     }
     const bool has_16_bits = dtypes[0] == aoti_torch_dtype_bfloat16() || dtypes[0] == aoti_torch_dtype_float16();
     if (!has_16_bits || widths[0] != kKeyDim) return false;
-    return dtypes[1] == aoti_torch_dtype_uint8() ? widths[1] == kFp8RowBytes
-                                                 : dtypes[1] == dtypes[0] && widths[1] == kKeyDim;
+    if (dtypes[1] == aoti_torch_dtype_uint8()) return widths[1] == kFp8RowBytes;
+    return widths[1] == kKeyDim && (dtypes[1] == dtypes[0] || dtypes[1] == aoti_torch_dtype_float8_e4m3fn());
 }
 
 }  // namespace
@@ -116,8 +118,10 @@ bool has_mla_decode_out_kernel(const StableIValue* stack) {
 
 std::tuple<Tensor, Tensor> mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table,
                                       const Tensor& cache_seqlens, double softmax_scale, bool causal,
-                                      std::optional<Tensor> cu_seqlens_q, int64_t, bool batch_invariant) {
-    const MlaDecode call{q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, softmax_scale, causal, batch_invariant};
+                                      std::optional<Tensor> cu_seqlens_q, int64_t, bool batch_invariant,
+                                      double kv_scale) {
+    const MlaDecode call{q,        kv_cache, block_table,    cache_seqlens, cu_seqlens_q, softmax_scale,
+                         kv_scale, causal,   batch_invariant};
     call.check();
     const int64_t h = call.num_heads(), s_q = call.num_queries(), b = q.size(0);
     Tensor out, lse;
@@ -135,8 +139,9 @@ std::tuple<Tensor, Tensor> mla_decode(const Tensor& q, const Tensor& kv_cache, c
 
 void mla_decode_out(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table, const Tensor& cache_seqlens,
                     Tensor out, Tensor lse, double softmax_scale, bool causal, std::optional<Tensor> cu_seqlens_q,
-                    bool batch_invariant) {
-    const MlaDecode call{q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, softmax_scale, causal, batch_invariant};
+                    bool batch_invariant, double kv_scale) {
+    const MlaDecode call{q,        kv_cache, block_table,    cache_seqlens, cu_seqlens_q, softmax_scale,
+                         kv_scale, causal,   batch_invariant};
     call.check();
     const int64_t h = call.num_heads(), s_q = call.num_queries(), b = q.size(0);
     require((call.is_ragged() ? is_tensor_of(out, q.scalar_type(), q, {s_q, h, kValueDim})

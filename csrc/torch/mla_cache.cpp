@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "device/fp8_row.h"
+#include "torch/latent.h"
 #include "torch/ops.h"
 #include "torch/rows.h"
 
@@ -25,18 +26,19 @@ bool has_internal_overlap(const Tensor& x) {
 
 void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& positions, const Tensor& cos_sin,
                      const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
-                     bool interleaved) {
+                     bool interleaved, double kv_scale) {
     const char* op = "mla_cache_write";
     const dso_dtype dtype = high_precision_dtype(kv_c, op);
     require(kv_c.dim() == 2 && k_pe.dim() == 2 && kv_cache.dim() == 3, op);
     const int64_t t = kv_c.size(0), rank = kv_c.size(1), rope_dim = k_pe.size(1);
-    const bool fp8 = kv_cache.scalar_type() == ScalarType::Byte;
+    const dso_latent_format format = latent_format(kv_cache);
     require(is_tensor_of(k_pe, kv_c.scalar_type(), kv_c, {t, rope_dim}), op);
     require(t == 0 || (has_contiguous_rows(kv_c) && has_contiguous_rows(k_pe)), op);
     require(is_index_vector(positions, kv_c, t) && is_index_vector(slot_mapping, kv_c, t), op);
     require(is_tensor_of(cos_sin, ScalarType::Float, kv_c, {-1, rope_dim}) && cos_sin.is_contiguous(), op);
-    require(is_tensor_of(kv_cache, fp8 ? ScalarType::Byte : kv_c.scalar_type(), kv_c,
-                         {-1, -1, fp8 ? kFp8RowBytes : rank + rope_dim}),
+    require(format != DSO_LATENT_PLAIN || kv_cache.scalar_type() == kv_c.scalar_type(), op);
+    require(is_tensor_of(kv_cache, kv_cache.scalar_type(), kv_c,
+                         {-1, -1, format == DSO_LATENT_FP8_BLOCKS ? kFp8RowBytes : rank + rope_dim}),
             op);
     require(kv_cache.numel() == 0 || (has_contiguous_rows(kv_cache) && !has_internal_overlap(kv_cache)), op);
     require(are_apart(kv_cache, kv_c) && are_apart(kv_cache, k_pe) && are_apart(kv_cache, positions) &&
@@ -71,25 +73,26 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
                                  stride_of(kv_cache, 1),
                                  dtype,
                                  weight_dtype,
-                                 fp8,
+                                 format,
                                  positions.scalar_type() == ScalarType::Long,
                                  slot_mapping.scalar_type() == ScalarType::Long,
                                  interleaved,
                                  static_cast<float>(eps),
-                                 kAmaxFloor};
+                                 kAmaxFloor,
+                                 static_cast<float>(kv_scale)};
     require_ok(dso_mla_cache_write(&write, current_stream(device)));
 }
 
 Tensor mla_cache_gather(const Tensor& kv_cache, const Tensor& block_table, const Tensor& cu_seqlens, int64_t total,
-                        ScalarType out_dtype) {
+                        ScalarType out_dtype, double kv_scale) {
     const char* op = "mla_cache_gather";
     require(kv_cache.dim() == 3 && kv_cache.size(1) >= 1 && total >= 0, op);
-    const bool fp8 = kv_cache.scalar_type() == ScalarType::Byte;
-    require(!fp8 || kv_cache.size(2) == kFp8RowBytes, op);
+    const dso_latent_format format = latent_format(kv_cache);
+    require(format != DSO_LATENT_FP8_BLOCKS || kv_cache.size(2) == kFp8RowBytes, op);
     require(kv_cache.numel() == 0 || has_contiguous_rows(kv_cache), op);
     require(is_tensor_of(block_table, ScalarType::Int, kv_cache, {-1, -1}), op);
     require(block_table.numel() == 0 || has_contiguous_rows(block_table), op);
-    const int64_t b = block_table.size(0), d = fp8 ? kFp8RowChannels : kv_cache.size(2);
+    const int64_t b = block_table.size(0), d = format == DSO_LATENT_FP8_BLOCKS ? kFp8RowChannels : kv_cache.size(2);
     require(is_tensor_of(cu_seqlens, ScalarType::Int, kv_cache, {b + 1}) && has_contiguous_rows(cu_seqlens), op);
     require(out_dtype == ScalarType::BFloat16 || out_dtype == ScalarType::Half || out_dtype == ScalarType::Float, op);
     Tensor out = empty_strided({total, d}, {d > 0 ? d : 1, 1}, out_dtype, kv_cache);
@@ -108,9 +111,10 @@ Tensor mla_cache_gather(const Tensor& kv_cache, const Tensor& block_table, const
                                    stride_of(kv_cache, 0),
                                    stride_of(kv_cache, 1),
                                    stride_of(block_table, 0),
-                                   fp8 ? DSO_BF16 : high_precision_dtype(kv_cache, op),
+                                   format == DSO_LATENT_PLAIN ? high_precision_dtype(kv_cache, op) : DSO_BF16,
                                    high_precision_dtype(out, op),
-                                   fp8};
+                                   format,
+                                   static_cast<float>(kv_scale)};
     require_ok(dso_mla_cache_gather(&gather, current_stream(device)));
     return out;
 }

@@ -57,10 +57,10 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& cos_sin, boo
 
 void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& positions, const Tensor& cos_sin,
                      const Tensor& slot_mapping, Tensor kv_cache, std::optional<Tensor> norm_weight, double eps,
-                     bool interleaved);
+                     bool interleaved, double kv_scale);
 
 Tensor mla_cache_gather(const Tensor& kv_cache, const Tensor& block_table, const Tensor& cu_seqlens, int64_t total,
-                        ScalarType out_dtype);
+                        ScalarType out_dtype, double kv_scale);
 
 std::tuple<Tensor, Tensor> merge_attn_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
                                              const Tensor& lse_b);
@@ -80,10 +80,11 @@ Tensor moe_unpermute(const Tensor& y, const Tensor& row_idx, const Tensor& topk_
 
 std::tuple<Tensor, Tensor> mla_decode(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table,
                                       const Tensor& cache_seqlens, double softmax_scale, bool causal,
-                                      std::optional<Tensor> cu_seqlens_q, int64_t head_dim_v, bool batch_invariant);
+                                      std::optional<Tensor> cu_seqlens_q, int64_t head_dim_v, bool batch_invariant,
+                                      double kv_scale);
 void mla_decode_out(const Tensor& q, const Tensor& kv_cache, const Tensor& block_table, const Tensor& cache_seqlens,
                     Tensor out, Tensor lse, double softmax_scale, bool causal, std::optional<Tensor> cu_seqlens_q,
-                    bool batch_invariant);
+                    bool batch_invariant, double kv_scale);
 
 /// Whether the kernel is for these arguments: 16-bit queries and cache, 576 and 512 channels.
 bool has_mla_decode_kernel(const StableIValue* stack);

@@ -101,8 +101,8 @@ class LatentWrite(ctypes.Structure):
         *fields(ctypes.c_void_p, "kv_c k_pe positions cos_sin slots kv_cache norm_weight"),
         *fields(ctypes.c_int64, "num_tokens kv_lora_rank rope_dim max_position num_pages page_size"),
         *fields(ctypes.c_int64, "kv_c_stride k_pe_stride page_stride row_stride"),
-        *fields(ctypes.c_int, "dtype weight_dtype fp8 positions_are_64_bit slots_are_64_bit interleaved"),
-        *fields(ctypes.c_float, "eps amax_floor"),
+        *fields(ctypes.c_int, "dtype weight_dtype format positions_are_64_bit slots_are_64_bit interleaved"),
+        *fields(ctypes.c_float, "eps amax_floor kv_scale"),
     ]
 
 
@@ -110,7 +110,8 @@ class LatentGather(ctypes.Structure):
     _fields_ = [
         *fields(ctypes.c_void_p, "kv_cache block_table cu_seqlens out"),
         *fields(ctypes.c_int64, "b total d num_pages page_size max_pages page_stride row_stride table_stride"),
-        *fields(ctypes.c_int, "dtype out_dtype fp8"),
+        *fields(ctypes.c_int, "dtype out_dtype format"),
+        *fields(ctypes.c_float, "kv_scale"),
     ]
 
 
@@ -160,7 +161,9 @@ class MlaDecode(ctypes.Structure):
         *fields(ctypes.c_int64, "page_stride key_stride table_stride out_stride_b out_stride_s out_stride_h"),
         *fields(ctypes.c_int, "dtype"),
         *fields(ctypes.c_double, "softmax_scale"),
-        *fields(ctypes.c_int, "causal fp8 batch_invariant"),
+        *fields(ctypes.c_int, "causal format"),
+        *fields(ctypes.c_float, "kv_scale"),
+        *fields(ctypes.c_int, "batch_invariant"),
     ]
 
 
@@ -180,6 +183,11 @@ class Prefill(ctypes.Structure):
         *fields(ctypes.c_double, "softmax_scale"),
         *fields(ctypes.c_int, "causal"),
     ]
+
+
+def format_of(kv_cache: Tensor) -> int:
+    """DSO_LATENT_FP8_BLOCKS, DSO_LATENT_FP8 or DSO_LATENT_PLAIN."""
+    return {torch.uint8: 1, torch.float8_e4m3fn: 2}.get(kv_cache.dtype, 0)
 
 
 def pointer(x: Tensor | None) -> int | None:
@@ -304,22 +312,25 @@ class Kernels:
         norm_weight: Tensor | None = None,
         eps: float = 1e-6,
         interleaved: bool = True,
+        kv_scale: float = 1.0,
     ) -> None:
         operands = (kv_c, k_pe, positions, cos_sin, slots, kv_cache, norm_weight)
         extents = (*kv_c.shape, k_pe.shape[1], cos_sin.shape[0], *kv_cache.shape[:2])
         rows = (kv_c.stride(0), k_pe.stride(0), *kv_cache.stride()[:2])
         dtypes = (DTYPES[kv_c.dtype], DTYPES[kv_c.dtype if norm_weight is None else norm_weight.dtype])
         wide = (x.dtype == torch.int64 for x in (positions, slots))
-        options = (*dtypes, kv_cache.dtype == torch.uint8, *wide, interleaved, eps, 1e-4)
+        options = (*dtypes, format_of(kv_cache), *wide, interleaved, eps, 1e-4, kv_scale)
         self._call("dso_mla_cache_write", LatentWrite(*map(pointer, operands), *extents, *rows, *options))
 
-    def mla_cache_gather(self, kv_cache: Tensor, block_table: Tensor, cu_seqlens: Tensor, out: Tensor) -> None:
-        fp8 = kv_cache.dtype == torch.uint8
+    def mla_cache_gather(
+        self, kv_cache: Tensor, block_table: Tensor, cu_seqlens: Tensor, out: Tensor, kv_scale: float = 1.0
+    ) -> None:
+        form = format_of(kv_cache)
         extents = (block_table.shape[0], *out.shape, *kv_cache.shape[:2], block_table.shape[1])
         rows = (*kv_cache.stride()[:2], block_table.stride(0))
-        dtypes = (DTYPES[torch.bfloat16 if fp8 else kv_cache.dtype], DTYPES[out.dtype])
+        dtypes = (DTYPES[torch.bfloat16 if form else kv_cache.dtype], DTYPES[out.dtype])
         pointers = map(pointer, (kv_cache, block_table, cu_seqlens, out))
-        self._call("dso_mla_cache_gather", LatentGather(*pointers, *extents, *rows, *dtypes, fp8))
+        self._call("dso_mla_cache_gather", LatentGather(*pointers, *extents, *rows, *dtypes, form, kv_scale))
 
     def merge_attn_states(
         self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor
@@ -378,6 +389,7 @@ class Kernels:
         causal: bool = True,
         cu_seqlens_q: Tensor | None = None,
         batch_invariant: bool = False,
+        kv_scale: float = 1.0,
         plan: tuple[int, int] | tuple[int, int, int] | None = None,
     ) -> None:
         """`plan` is the CTAs of a cluster and the number of clusters that share keys, and with how many tiles each that
@@ -389,7 +401,7 @@ class Kernels:
         extents = (b, s_q, h, num_pages, page_size, max_pages)
         in_q, in_out = ((x.stride(0) if x.dim() == 4 else 0, *x.stride()[-3:-1]) for x in (q, out))
         rows = (*in_q, *kv_cache.stride()[:2], block_table.stride(0), *in_out)
-        options = (DTYPES[q.dtype], softmax_scale, causal, kv_cache.dtype == torch.uint8, batch_invariant)
+        options = (DTYPES[q.dtype], softmax_scale, causal, format_of(kv_cache), kv_scale, batch_invariant)
         call = MlaDecode(*pointers, *extents, *rows, *options)
         chosen = MlaDecodePlan()
         self._call("dso_plan_mla_decode", call, chosen, has_stream=False)

@@ -439,7 +439,7 @@ def assert_written_alike(got: Guarded, want: Guarded) -> None:
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("cache", ["like", "fp8"])
+@pytest.mark.parametrize("cache", ["like", "fp8", "one scale"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_cache_row_is_the_references_bit_for_bit_without_a_norm(dtype, cache, interleaved, kernels):
     """On four SMs 5 tokens have a CTA each, 70 a warp, and 600 share one in fours; some have no slot."""
@@ -451,9 +451,12 @@ def test_a_cache_row_is_the_references_bit_for_bit_without_a_norm(dtype, cache, 
             slots[-2:] = torch.tensor(WILD[3:])
         arguments = (kv_c, k_pe, positions.to(index), cos_sin, slots.to(index))
         shape = (64, 10, 656 if cache == "fp8" else 576)
-        got, want = (empty_cache(shape, torch.uint8 if cache == "fp8" else dtype, gap=gap) for _ in range(2))
-        kernels.mla_cache_write(*arguments, got.tensor, interleaved=interleaved)
-        deepseek_ops.mla_cache_write(*arguments, want.tensor, interleaved=interleaved)
+        kind = {"like": dtype, "fp8": torch.uint8, "one scale": torch.float8_e4m3fn}[cache]
+        options = {"interleaved": interleaved, "kv_scale": 0.003 if cache == "one scale" else 1.0}
+        kv_c[0, 5], k_pe[0, 7] = torch.nan, torch.inf
+        got, want = (empty_cache(shape, kind, gap=gap) for _ in range(2))
+        kernels.mla_cache_write(*arguments, got.tensor, **options)
+        deepseek_ops.mla_cache_write(*arguments, want.tensor, **options)
         assert_written_alike(got, want)
 
 
@@ -467,10 +470,11 @@ def test_normed_latents_in_the_cache_are_those_of_the_norm(t, dtype, wide_weight
     slots = torch.randperm(640)[:t]
     normed = torch.empty(t, 512, dtype=dtype)
     kernels.rms_norm(kv_c[None], weight, normed[None], eps=1e-3)
-    for kind, width in ((dtype, 576), (torch.uint8, 656)):
+    for kind, width, kv_scale in ((dtype, 576, 1.0), (torch.uint8, 656, 1.0), (torch.float8_e4m3fn, 576, 0.7)):
         got, want = (empty_cache((64, 10, width), kind) for _ in range(2))
-        kernels.mla_cache_write(kv_c, k_pe, positions, cos_sin, slots, got.tensor, norm_weight=weight, eps=1e-3)
-        deepseek_ops.mla_cache_write(normed, k_pe, positions, cos_sin, slots, want.tensor)
+        options = {"norm_weight": weight, "eps": 1e-3, "kv_scale": kv_scale}
+        kernels.mla_cache_write(kv_c, k_pe, positions, cos_sin, slots, got.tensor, **options)
+        deepseek_ops.mla_cache_write(normed, k_pe, positions, cos_sin, slots, want.tensor, kv_scale=kv_scale)
         assert_written_alike(got, want)
 
 
@@ -507,7 +511,7 @@ def test_rows_of_the_fp8_cache_need_no_more_than_four_bytes_of_alignment(kernels
 def test_what_the_cache_write_cannot_take_is_refused_with_a_sentence(kernels):
     arguments, slots = tokens(2, 32, 16, torch.bfloat16), torch.arange(2)
     for shape, dtype, sentence in (
-        ((2, 2, 656), torch.uint8, "the FP8 format is for 512"),
+        ((2, 2, 656), torch.uint8, "the FP8 formats are for 512"),
         ((2**16, 2**15, 48), torch.bfloat16, "slots or more"),
     ):
         with pytest.raises(AssertionError, match=sentence):
@@ -525,18 +529,24 @@ def fp8_rows(num_pages: int, page_size: int) -> Tensor:
     return cache
 
 
+def one_scale_rows(num_pages: int, page_size: int) -> Tensor:
+    """Any bytes at all."""
+    return torch.randint(0, 256, (num_pages, page_size, 576), dtype=torch.uint8).view(torch.float8_e4m3fn)
+
+
 def assert_gathered(kernels: Kernels, cache: Tensor, table: Tensor, cu_seqlens: Tensor, total: int) -> None:
+    kv_scale = 0.3 if cache.dtype == torch.float8_e4m3fn else 1.0
     for dtype in DTYPES:
-        want = deepseek_ops.mla_cache_gather(cache, table, cu_seqlens, total, out_dtype=dtype)
+        want = deepseek_ops.mla_cache_gather(cache, table, cu_seqlens, total, out_dtype=dtype, kv_scale=kv_scale)
         out = Guarded(tuple(want.shape), dtype, "cpu")
-        kernels.mla_cache_gather(cache, table, cu_seqlens, out.tensor)
+        kernels.mla_cache_gather(cache, table, cu_seqlens, out.tensor, kv_scale)
         got_nan, want_nan = out.tensor.isnan(), want.isnan()
         assert torch.equal(got_nan, want_nan)
         assert torch.equal(bits(out.tensor.masked_fill(got_nan, 0)), bits(want.masked_fill(want_nan, 0)))
         out.assert_intact()
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, "fp8"])
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp8", "one scale"])
 @pytest.mark.parametrize("page_size", [1, 5, 64])
 def test_cached_tokens_are_gathered_bit_for_bit_as_the_reference_does(page_size, dtype, kernels):
     """Requests of unequal lengths, wild pages, tables that are too short, and rows that are nobody's."""
@@ -548,7 +558,12 @@ def test_cached_tokens_are_gathered_bit_for_bit_as_the_reference_does(page_size,
     table[2] = -1
     table[5, -1] = num_pages
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    rows = fp8_rows(num_pages, page_size) if dtype == "fp8" else torch.randn(num_pages, page_size, 48).to(dtype)
+    if dtype == "fp8":
+        rows = fp8_rows(num_pages, page_size)
+    elif dtype == "one scale":
+        rows = one_scale_rows(num_pages, page_size)
+    else:
+        rows = torch.randn(num_pages, page_size, 48).to(dtype)
     cache = empty_cache(tuple(rows.shape), rows.dtype, gap=2).tensor
     cache.copy_(rows)
     assert_gathered(kernels, cache, table, cu_seqlens, sum(lengths) + 4)

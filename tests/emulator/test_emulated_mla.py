@@ -20,6 +20,7 @@ from tests.test_mla import (
     assert_same_bits,
     fp8_case,
     int32,
+    one_scale_case,
     random_case,
 )
 
@@ -29,7 +30,7 @@ INT_MAX = 2**31 - 1
 LENGTHS = (0, 1, 63, 64, 65, 200)
 PLANS = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 2), (8, 2)]
 """CTAs of a cluster, and clusters that share the keys."""
-MAKE_CASE = pytest.mark.parametrize("make_case", [random_case, fp8_case], ids=["16 bits", "fp8"])
+MAKE_CASE = pytest.mark.parametrize("make_case", [random_case, fp8_case, one_scale_case])
 
 
 def decode(kernels, case, scale=UNIT, **options):
@@ -38,7 +39,7 @@ def decode(kernels, case, scale=UNIT, **options):
     strides = (s_q * h * 520, h * 520, 520, 1)[-len(case.q.shape) :]
     out = Guarded((*lead, s_q, h, 512), case.q.dtype, "cpu", strides=strides)
     lse = Guarded((*lead, s_q, h), torch.float32, "cpu")
-    kernels.mla_decode(case.tensors(), out.tensor, lse.tensor, scale, **options)
+    kernels.mla_decode(case.tensors(), out.tensor, lse.tensor, scale, kv_scale=case.kv_scale, **options)
     out.assert_intact()
     lse.assert_intact()
     return out.tensor, lse.tensor
@@ -160,10 +161,11 @@ def test_what_lies_past_the_length_leaves_no_trace(page_size, poison, kernels):
     assert_same_bits(decode(kernels, dirty), decode(kernels, clean))
 
 
+@pytest.mark.parametrize("make_case", [fp8_case, one_scale_case])
 @pytest.mark.parametrize("poison", FP8_POISON)
 @pytest.mark.parametrize("page_size", [1, 16, 64])
-def test_what_lies_past_the_length_of_an_fp8_cache_leaves_no_trace(page_size, poison, kernels):
-    clean, dirty = (fp8_case("cpu", LENGTHS, page_size, s_q=2, poison=x) for x in (0, poison))
+def test_what_lies_past_the_length_of_an_fp8_cache_leaves_no_trace(page_size, poison, make_case, kernels):
+    clean, dirty = (make_case("cpu", LENGTHS, page_size, s_q=2, poison=x) for x in (0, poison))
     assert_same_bits(decode(kernels, dirty), decode(kernels, clean))
 
 
@@ -179,6 +181,27 @@ def test_a_poisoned_fp8_key_is_felt_by_those_who_see_it_alone(where, kernels):
     assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
     assert out[0, 2:].isnan().all()
     assert lse[0, 2:].isnan().all()
+
+
+@pytest.mark.parametrize("channel", [5, 300, 520, 575])
+def test_a_poisoned_key_of_a_cache_of_one_scale_is_felt_by_those_who_see_it_alone(channel, kernels):
+    case = one_scale_case("cpu", (130, 130), 64, s_q=4, h=5)
+    dirty = case.kv_cache.view(torch.uint8).clone()
+    dirty[case.block_table[0, 2], 0, channel] = 0x7F  # of key 128, which queries 2 and 3 see
+    out, lse = decode(kernels, replace(case, kv_cache=dirty.view(torch.float8_e4m3fn)))
+    want_out, want_lse = decode(kernels, case)
+    assert torch.equal(bits(out[1]), bits(want_out[1]))
+    assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
+    assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
+    assert out[0, 2:].isnan().all()
+    assert lse[0, 2:].isnan().all()
+
+
+@pytest.mark.parametrize("kv_scale", [2.0**-20, 0.01, 1.0, 300.0])
+def test_one_scale_of_any_magnitude(kv_scale, kernels):
+    case = one_scale_case("cpu", (70, 300), h=16, kv_scale=kv_scale)
+    for plan in ((1, 1), (2, 1), (2, 2)):
+        assert_attention_close(decode(kernels, case, plan=plan), case.truth())
 
 
 @pytest.mark.parametrize("magnitude", [1e-4, 1e-2, 30.0])
