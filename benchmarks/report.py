@@ -7,6 +7,9 @@
 A table stands between `<!-- figures:begin NAME -->` and `<!-- figures:end NAME -->`. NAME is `conditions`, `summary`,
 `checks`, `host`, `generation`, `steps`, one of COMPARED or VARIANTS, or the name of an op.
 
+An op that the results file lacks is shown from the one beside it whose name ends in "-before", a run of older sources,
+and its table says so.
+
 The results file (benchmarks/results/h200.json), schema 1; times are medians over `n` samples:
 
     schema      1
@@ -21,6 +24,7 @@ The results file (benchmarks/results/h200.json), schema 1; times are medians ove
         limit         the error that a correct result stays under
         a_a           [median, low, high] of our time over our own time: the noise
         date          of the run that measured it
+        csrc_sha256   of the sources that it ran, if they are older than those of the conditions
         seconds       where the host's time went: inputs, prepare, measure, verify
         gpu_state     [least, median, largest] of clocks.sm, clocks.mem (MHz), power.draw (W) and temperature.gpu (C)
                       while the samples were taken, every bit of clocks_event_reasons.active, number of readings
@@ -90,7 +94,7 @@ def conditions(results: Results) -> str:
     ceiling = f"copy {ceilings['copy_gbps']:.0f} GB/s, read {ceilings['read_gbps']:.0f} GB/s"
     for key, what in (("fp8_tflops", "FP8 GEMM with one scale"), ("bf16_tflops", "bfloat16 GEMM")):
         ceiling += f", {what} {ceilings[key]:.0f} TFLOP/s" if ceilings.get(key) else ""
-    dates = {case.get("date", c["date"]) for case in results["cases"]}
+    dates = {case.get("date", c["date"]) for case in results["cases"] if "csrc_sha256" not in case}
     runs = f"\nThe cases come from {len(dates)} runs, the first of {min(dates)}." if len(dates) > 1 else ""
     return (
         f"{c['device']}, driver {c.get('driver_version', 'unknown')}, CUDA {c['cuda']}, torch {c['torch']}, "
@@ -113,7 +117,7 @@ def summary(results: Results) -> str:
         slower = sum(verdict(case, ratio) == "slower" for case in cases if (ratio := best_peer(case)) is not None)
         rows.append(
             [
-                f"`{op}`",
+                f"`{op}`" + (f", {sources}" if (sources := older(cases)) else ""),
                 len(cases),
                 share_of_floor(results, op),
                 f"{geometric_mean(r[0] for r in best):.2f}x" if best else "no peer ran",
@@ -145,7 +149,9 @@ def op_table(results: Results, op: str) -> str:
             ]
         )
     left = [x["case"] for x in results.get("missing", []) if x["op"] == op]
-    return markdown(header, rows) + (f"\n\nNot measured: {', '.join(left)}." if left else "")
+    notes = [f"Measured with {sources}."] if (sources := older(cases)) else []
+    notes += [f"Not measured: {', '.join(left)}."] if left else []
+    return "\n\n".join([markdown(header, rows), *notes])
 
 
 def checks(results: Results) -> str:
@@ -164,7 +170,8 @@ def checks(results: Results) -> str:
 
 def host(results: Results) -> str:
     rows = [[f"`{x['call']}`", number(x["us"])] for x in results["host"]]
-    return markdown(["call", "us"], rows) if rows else NOT_MEASURED
+    notes = [f"Measured with {sources}."] if (sources := older(results["host"])) else []
+    return "\n\n".join([markdown(["call", "us"], rows), *notes]) if rows else NOT_MEASURED
 
 
 def generation(results: Results) -> str:
@@ -366,6 +373,29 @@ def load(path: Path) -> Results | None:
     return results
 
 
+def load_with_earlier(path: Path) -> Results | None:
+    """The results, and of the run of older sources beside them the ops and the host's calls that they lack."""
+    results, before = load(path), load(path.with_stem(f"{path.stem}-before"))
+    if results is None or before is None:
+        return results
+    measured = {case["op"] for case in results["cases"]}
+    stamp = {"csrc_sha256": before["conditions"]["csrc_sha256"]}
+    cases = [{**case, **stamp} for case in before["cases"] if case["op"] not in measured]
+    missing = [case for case in before.get("missing", []) if case["op"] not in measured]
+    return {
+        **results,
+        "cases": [*results["cases"], *cases],
+        "missing": [*results.get("missing", []), *missing],
+        "host": results["host"] or [{**call, **stamp} for call in before["host"]],
+    }
+
+
+def older(rows: Iterable[dict[str, Any]]) -> str:
+    """Which older sources were measured, or nothing."""
+    hashes = {row["csrc_sha256"][:12] for row in rows if "csrc_sha256" in row}
+    return f"older csrc/ {', '.join(sorted(hashes))}" if hashes else ""
+
+
 def update(root: Path, results: Results | None, *, check: bool) -> list[Path]:
     """Rewrites the documents whose tables differ from the results (with `check`: only names them)."""
     stale = []
@@ -498,7 +528,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is stale")
     parser.add_argument("--plots", action="store_true", help="draw docs/figures/*.svg, too")
     options = parser.parse_args(argv)
-    results = load(options.results)
+    results = load_with_earlier(options.results)
     stale = update(root, results, check=options.check)
     for path in stale:
         print(f"{path.relative_to(root)}: {'differs from the results' if options.check else 'rewritten'}")

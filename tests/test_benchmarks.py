@@ -1025,6 +1025,23 @@ def test_two_runs_make_one_file_and_a_change_of_the_sources_starts_it_anew(tmp_p
     assert suite("tests", "other")["cases"] == []
 
 
+def test_ops_that_a_run_lacks_are_shown_from_the_run_of_older_sources_and_say_so(tmp_path):
+    new, before = results_of(), results_of()
+    other = {**before["cases"][0], "op": "rope"}
+    before["cases"] = [{**before["cases"][0], "case": "of old"}, other]
+    before["missing"] = [{"op": "rope", "case": "of old, too long", "why": report.OUT_OF_TIME}]
+    before["host"] = [{"call": "rope", "us": 3.0}]
+    before["conditions"] = {**before["conditions"], "csrc_sha256": "0123456789abcdef"}
+    (tmp_path / "h200.json").write_text(json.dumps(new))
+    assert report.load_with_earlier(tmp_path / "h200.json") == new
+    (tmp_path / "h200-before.json").write_text(json.dumps(before))
+    both = report.load_with_earlier(tmp_path / "h200.json")
+    assert [x["case"] for x in both["cases"]] == ["8 x 4", "8 x 4"]
+    assert "older csrc/" not in report.table("cast_to_fp8", both)
+    assert "Measured with older csrc/ 0123456789ab.\n\nNot measured: of old, too long." in report.table("rope", both)
+    assert "| `rope`, older csrc/ 0123456789ab | 1 |" in report.table("summary", both)
+
+
 def test_cases_from_several_runs_are_said_to_be():
     results = results_of()
     results["cases"] = [{**results["cases"][0], "date": date} for date in ("1999-01-01", "1999-01-02")]

@@ -7,7 +7,6 @@ python tools/op_index.py --check    fail if it is not what the tree gives
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from pathlib import Path
@@ -66,7 +65,8 @@ def bench_of(op: str) -> Path | None:
 def figure_of(op: str) -> str:
     """The op's share of its floor over all measured cases, with a link to the table of them where a document has it."""
     op = op.removesuffix("_out")
-    share = report.share_of_floor(json.loads(report.RESULTS.read_text()), op) if report.RESULTS.is_file() else None
+    results = report.load_with_earlier(report.RESULTS)
+    share = None if results is None else report.share_of_floor(results, op)
     if share is None:
         return "–"
     documents = [path for path in sorted((ROOT / "docs").glob("*.md")) if f"figures:begin {op} " in path.read_text()]

@@ -18,7 +18,7 @@ dso_status check_mla_cache_gather(const dso_latent_gather& gather) {
         return is_high_precision(gather.dtype) ? DSO_OK : wrong("kv_cache must be bfloat16, float16 or float32");
     if (gather.d != kFp8RowChannels) return wrong("d must be 576 with the FP8 formats");
     if (gather.format == DSO_LATENT_FP8 && !is_kv_scale(gather.kv_scale))
-        return wrong("kv_scale must be positive and finite, and its inverse");
+        return wrong("kv_scale must be from 1e-30 to 1e30");
     if (reinterpret_cast<uintptr_t>(gather.kv_cache) % 16 != 0 || gather.page_stride % 16 != 0 ||
         gather.row_stride % 16 != 0)
         return wrong("rows of the FP8 formats must be aligned to 16 bytes");

@@ -28,7 +28,7 @@ dso_status check_mla_cache_write(const dso_latent_write& write) {
     if (write.format == DSO_LATENT_PLAIN) return DSO_OK;
     if (write.kv_lora_rank != 512 || write.rope_dim != 64) return wrong("the FP8 formats are for 512 + 64 channels");
     if (write.format == DSO_LATENT_FP8)
-        return is_kv_scale(write.kv_scale) ? DSO_OK : wrong("kv_scale must be positive and finite, and its inverse");
+        return is_kv_scale(write.kv_scale) ? DSO_OK : wrong("kv_scale must be from 1e-30 to 1e30");
     if (!(write.amax_floor >= kSmallestAmaxFloor)) return wrong("amax_floor must be at least 1e-30");
     if (reinterpret_cast<uintptr_t>(write.kv_cache) % 4 != 0 || write.page_stride % 4 != 0 || write.row_stride % 4 != 0)
         return wrong("rows of the FP8 format must be aligned to 4 bytes");

@@ -30,7 +30,7 @@ dso_status check_mla_decode(const dso_mla_decode& decode) {
     if (!(decode.softmax_scale > 0) || !std::isfinite(decode.softmax_scale))
         return wrong("softmax_scale must be positive and finite");
     if (decode.format == DSO_LATENT_FP8 && !is_kv_scale(decode.kv_scale))
-        return wrong("kv_scale must be positive and finite, and its inverse");
+        return wrong("kv_scale must be from 1e-30 to 1e30");
     return DSO_OK;
 }
 

@@ -17,7 +17,7 @@ int size_of(dso_dtype dtype);
 /// Whether a row of a [groups, m, k] tensor can be taken 16 bytes at a time.
 bool rows_are_aligned(const void* x, dso_dtype dtype, int64_t stride_group, int64_t stride_m);
 
-/// Whether `kv_scale` can be the scale of an FP8 cache: positive and finite, and so is its inverse.
+/// Whether `kv_scale` can be the scale of an FP8 cache: so that its inverse, and what it is multiplied by, are numbers.
 bool is_kv_scale(float kv_scale);
 
 }  // namespace dso

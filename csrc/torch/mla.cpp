@@ -28,6 +28,7 @@ struct MlaDecode {
         require(num_heads() >= 1, "mla_decode: q");
         const dso_latent_format format = latent_format(kv_cache);
         require(format != DSO_LATENT_PLAIN || kv_cache.scalar_type() == dtype, "mla_decode: kv_cache");
+        require(format == DSO_LATENT_FP8 || kv_scale == 1, "mla_decode: kv_scale");
         require(is_tensor_of(kv_cache, kv_cache.scalar_type(), q,
                              {-1, -1, format == DSO_LATENT_FP8_BLOCKS ? kFp8RowBytes : kKeyDim}) &&
                     kv_cache.size(1) >= 1,

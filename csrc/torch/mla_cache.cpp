@@ -37,6 +37,7 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, const Tensor& posit
     require(is_index_vector(positions, kv_c, t) && is_index_vector(slot_mapping, kv_c, t), op);
     require(is_tensor_of(cos_sin, ScalarType::Float, kv_c, {-1, rope_dim}) && cos_sin.is_contiguous(), op);
     require(format != DSO_LATENT_PLAIN || kv_cache.scalar_type() == kv_c.scalar_type(), op);
+    require(format == DSO_LATENT_FP8 || kv_scale == 1, op);
     require(is_tensor_of(kv_cache, kv_cache.scalar_type(), kv_c,
                          {-1, -1, format == DSO_LATENT_FP8_BLOCKS ? kFp8RowBytes : rank + rope_dim}),
             op);
@@ -89,6 +90,7 @@ Tensor mla_cache_gather(const Tensor& kv_cache, const Tensor& block_table, const
     require(kv_cache.dim() == 3 && kv_cache.size(1) >= 1 && total >= 0, op);
     const dso_latent_format format = latent_format(kv_cache);
     require(format != DSO_LATENT_FP8_BLOCKS || kv_cache.size(2) == kFp8RowBytes, op);
+    require(format == DSO_LATENT_FP8 || kv_scale == 1, op);
     require(kv_cache.numel() == 0 || has_contiguous_rows(kv_cache), op);
     require(is_tensor_of(block_table, ScalarType::Int, kv_cache, {-1, -1}), op);
     require(block_table.numel() == 0 || has_contiguous_rows(block_table), op);
