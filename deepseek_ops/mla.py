@@ -23,14 +23,13 @@ from torch.nn.functional import pad
 from .checking import Checker
 from .mla_cache import (
     KV_LORA_RANK,
-    MLA_FP8_ROW_BYTES,
     ROPE_DIM,
     cached_rows,
     check_kv_scale,
     check_paging,
-    has_row_scales,
     is_fp8_cache,
     row_alignment,
+    row_width,
 )
 from .numeric import FP8
 from .quantize import HIGH_PRECISION
@@ -143,8 +142,8 @@ def _check_operands(
     shape = check.tensor("q", q, (*lead, "h", wanted), HIGH_PRECISION)
     check.true(shape[-2] >= 1, "h", "at least 1", shape[-2])
     check.row_stride("q", q, row_alignment(q))
-    width = MLA_FP8_ROW_BYTES if has_row_scales(kv_cache) else shape[-1]
-    check.tensor("kv_cache", kv_cache, ("num_pages", "page_size", width), (q.dtype, torch.uint8, FP8))
+    rows = ("num_pages", "page_size", row_width(kv_cache, shape[-1]))
+    check.tensor("kv_cache", kv_cache, rows, (q.dtype, torch.uint8, FP8))
     check_kv_scale(check, kv_cache, kv_scale)
     b, _ = check_paging(check, kv_cache, block_table, shape[0] if cu_seqlens_q is None else "b")
     check.tensor("cache_seqlens", cache_seqlens, (b,), torch.int32)

@@ -86,6 +86,13 @@ def is_fp8_cache(kv_cache: object) -> bool:
     return has_row_scales(kv_cache) or has_one_scale(kv_cache)
 
 
+def row_width(kv_cache: Tensor, plain: int | str) -> int | str:
+    """Elements of a row in the format of the cache; `plain`, if that is the model's dtype."""
+    if has_row_scales(kv_cache):
+        return MLA_FP8_ROW_BYTES
+    return KV_LORA_RANK + ROPE_DIM if has_one_scale(kv_cache) else plain
+
+
 def check_kv_scale(check: Checker, kv_cache: Tensor, kv_scale: float) -> None:
     if has_one_scale(kv_cache):
         check.true(MIN_KV_SCALE <= kv_scale <= 1 / MIN_KV_SCALE, "kv_scale", "from 1e-30 to 1e30", kv_scale)
@@ -200,8 +207,8 @@ def _check_write(
     max_position, _ = check.tensor("cos_sin", cos_sin, ("max_position", rope_dim), torch.float32)
     check.true(max_position >= 1, "max_position", "at least 1", max_position)
     check.tensor("slot_mapping", slot_mapping, (t,), INDEX_DTYPES)
-    width = MLA_FP8_ROW_BYTES if has_row_scales(kv_cache) else kv_lora_rank + rope_dim
-    check.tensor("kv_cache", kv_cache, ("num_pages", "page_size", width), (kv_c.dtype, torch.uint8, FP8))
+    shape = ("num_pages", "page_size", row_width(kv_cache, kv_lora_rank + rope_dim))
+    check.tensor("kv_cache", kv_cache, shape, (kv_c.dtype, torch.uint8, FP8))
     check_kv_scale(check, kv_cache, kv_scale)
     check.row_stride("kv_cache", kv_cache, row_alignment(kv_cache))
     check.true(kv_cache.shape[1] >= 1, "page_size", "at least 1", kv_cache.shape[1])
@@ -316,10 +323,8 @@ def _check_gather(
     kv_scale: float = 1.0,
 ) -> None:
     check = Checker("mla_cache_gather")
-    width = (
-        MLA_FP8_ROW_BYTES if has_row_scales(kv_cache) else KV_LORA_RANK + ROPE_DIM if has_one_scale(kv_cache) else "d"
-    )
-    check.tensor("kv_cache", kv_cache, ("num_pages", "page_size", width), (*HIGH_PRECISION, torch.uint8, FP8))
+    shape = ("num_pages", "page_size", row_width(kv_cache, "d"))
+    check.tensor("kv_cache", kv_cache, shape, (*HIGH_PRECISION, torch.uint8, FP8))
     check_kv_scale(check, kv_cache, kv_scale)
     b, _ = check_paging(check, kv_cache, block_table, "b")
     check.tensor("cu_seqlens", cu_seqlens, (b + 1,), torch.int32)

@@ -169,18 +169,24 @@ def test_what_lies_past_the_length_of_an_fp8_cache_leaves_no_trace(page_size, po
     assert_same_bits(decode(kernels, dirty), decode(kernels, clean))
 
 
+def assert_felt_by_those_who_see_it(kernels, case, dirty, *, as_nan=True):
+    """Of two requests of four queries: the last two of the first see what is poisoned in `dirty`."""
+    out, lse = decode(kernels, dirty)
+    want_out, want_lse = decode(kernels, case)
+    assert torch.equal(bits(out[1]), bits(want_out[1]))
+    assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
+    assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
+    if as_nan:
+        assert out[0, 2:].isnan().all()
+        assert lse[0, 2:].isnan().all()
+
+
 @pytest.mark.parametrize("where", [slice(5, 6), slice(300, 301), slice(512, 516), slice(524, 528), slice(600, 602)])
 def test_a_poisoned_fp8_key_is_felt_by_those_who_see_it_alone(where, kernels):
     case = fp8_case("cpu", (130, 130), 64, s_q=4, h=5)
     dirty = case.kv_cache.clone()
     dirty[case.block_table[0, 2], 0, where] = 0xFF  # of key 128, which queries 2 and 3 see
-    out, lse = decode(kernels, replace(case, kv_cache=dirty))
-    want_out, want_lse = decode(kernels, case)
-    assert torch.equal(bits(out[1]), bits(want_out[1]))
-    assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
-    assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
-    assert out[0, 2:].isnan().all()
-    assert lse[0, 2:].isnan().all()
+    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty))
 
 
 @pytest.mark.parametrize("channel", [5, 300, 520, 575])
@@ -188,13 +194,7 @@ def test_a_poisoned_key_of_a_cache_of_one_scale_is_felt_by_those_who_see_it_alon
     case = one_scale_case("cpu", (130, 130), 64, s_q=4, h=5)
     dirty = case.kv_cache.view(torch.uint8).clone()
     dirty[case.block_table[0, 2], 0, channel] = 0x7F  # of key 128, which queries 2 and 3 see
-    out, lse = decode(kernels, replace(case, kv_cache=dirty.view(torch.float8_e4m3fn)))
-    want_out, want_lse = decode(kernels, case)
-    assert torch.equal(bits(out[1]), bits(want_out[1]))
-    assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
-    assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
-    assert out[0, 2:].isnan().all()
-    assert lse[0, 2:].isnan().all()
+    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty.view(torch.float8_e4m3fn)))
 
 
 @pytest.mark.parametrize("kv_scale", [2.0**-20, 0.01, 1.0, 300.0])
@@ -226,14 +226,7 @@ def test_a_poisoned_key_is_felt_by_those_who_see_it_alone(poison, kernels):
     case = random_case("cpu", (130, 130), 64, s_q=4, h=5)
     dirty = case.kv_cache.clone()
     dirty[case.block_table[0, 2], 0] = poison  # key 128, which queries 2 and 3 see
-    out, lse = decode(kernels, replace(case, kv_cache=dirty))
-    want_out, want_lse = decode(kernels, case)
-    assert torch.equal(bits(out[1]), bits(want_out[1]))
-    assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
-    assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
-    if math.isnan(poison):
-        assert out[0, 2:].isnan().all()
-        assert lse[0, 2:].isnan().all()
+    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty), as_nan=math.isnan(poison))
 
 
 @MAKE_CASE
