@@ -16,7 +16,8 @@
 //           named 0: the barriers are initialised.   1 and 2: the second group's sums are there, and taken.
 // Shared    Fp8GemmShared below.
 // Numerics  WGMMA accumulates 128 of K in its own precision; float32 registers take that times sfa * sfb (promote.cuh).
-//           The order of additions depends on k alone, not on the tile, the CTA or the other rows.
+//           The order of additions depends on k and on whether steps are taken in turn, not on the rest of the tile,
+//           the CTA or the other rows.
 // Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once

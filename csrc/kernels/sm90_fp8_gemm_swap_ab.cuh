@@ -21,8 +21,8 @@
 //           named 0: the barriers are initialised.   1 + 64-row block: math threads, in the epilogue.
 //           Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are here.
 // Shared    Fp8SwapAbShared below.
-// Numerics  As sm90_fp8_gemm.cuh, and unsplit bit for bit the same: the order of additions depends on k alone. Split,
-//           it depends on k and the number of parts.
+// Numerics  As sm90_fp8_gemm.cuh, and unsplit, of one group along k, bit for bit the same: the order of additions then
+//           depends on k alone. Otherwise it depends on the groups and the number of parts, too.
 // Limits    k % 16 == 0, n % 8 == 0, any m >= 1.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once

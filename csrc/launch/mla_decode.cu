@@ -18,28 +18,19 @@ constexpr int64_t kMostKeys = kMostInt / kMlaTile * kMlaTile;
 
 /// Extents that follow from a call's.
 struct MlaDecodeShape {
-    int64_t num_row_tiles;  // of a request; of ragged queries, on average
-    int64_t num_units;      // tiles of rows of all; of ragged queries, as many as there can be
+    int64_t num_rows, num_row_tiles;  // of a request; of ragged queries, on average
+    int64_t num_units;                // tiles of rows of all; of ragged queries, as many as there can be
     int64_t max_keys;
 
     explicit MlaDecodeShape(const dso_mla_decode& decode)
         : max_keys(decode.max_pages > kMostKeys / decode.page_size ? kMostKeys : decode.max_pages * decode.page_size) {
-        const int64_t tiles = ceil_div<int64_t>(decode.s_q * decode.num_heads, kMlaTile);
-        if (decode.cu_seqlens_q != nullptr) {
-            // Each request, and the rows before and after those of all, may begin a tile that it does not fill.
-            num_units = tiles + decode.b + 1;
-            num_row_tiles = ceil_div<int64_t>(tiles, std::max<int64_t>(decode.b, 1));
-        } else {
-            num_units = decode.b * tiles;
-            num_row_tiles = tiles;
-        }
-    }
-
-    /// Rows of the tiles that have most.
-    static int64_t rows_of_tile(const dso_mla_decode& decode) {
         const bool is_ragged = decode.cu_seqlens_q != nullptr;
-        const int64_t queries = is_ragged ? ceil_div(decode.s_q, std::max<int64_t>(decode.b, 1)) : decode.s_q;
-        return std::min<int64_t>(queries * decode.num_heads, kMlaTile);
+        const int64_t s_q = is_ragged ? ceil_div(decode.s_q, std::max<int64_t>(decode.b, 1)) : decode.s_q;
+        num_rows = s_q * decode.num_heads;
+        num_row_tiles = ceil_div<int64_t>(num_rows, kMlaTile);
+        // Ragged, each request, and the rows before and after those of all, may begin a tile that it does not fill.
+        num_units = is_ragged ? ceil_div<int64_t>(decode.s_q * decode.num_heads, kMlaTile) + decode.b + 1
+                              : decode.b * num_row_tiles;
     }
 };
 
@@ -162,8 +153,8 @@ int64_t row_bytes(dso_latent_format format) {
 
 MlaDecodeSplits splits_of(const dso_mla_decode& decode, const MlaDecodeShape& shape, int num_sms) {
     if (decode.batch_invariant) return plan_batch_invariant_mla_decode(shape.max_keys);
-    return plan_mla_decode(shape.num_units, shape.num_row_tiles, MlaDecodeShape::rows_of_tile(decode), shape.max_keys,
-                           row_bytes(decode.format), num_sms);
+    return plan_mla_decode(shape.num_units, shape.num_row_tiles, std::min<int64_t>(shape.num_rows, kMlaTile),
+                           shape.max_keys, row_bytes(decode.format), num_sms);
 }
 
 }  // namespace

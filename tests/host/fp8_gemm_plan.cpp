@@ -38,8 +38,7 @@ void plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
     EXPECT(dso::is_possible(plan, m, n, k, num_sms), "config %d, %d splits for %lld x %lld x %lld", plan.config,
            plan.num_splits, static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
     const dso::Fp8GemmConfig& tile = plan.tile();
-    EXPECT(!batch_invariant ||
-               (plan.num_splits == 1 && !(tile.swaps_operands && tile.num_k_groups > 1) && plan.num_shared_tiles == 0),
+    EXPECT(!batch_invariant || (plan.num_splits == 1 && tile.num_k_groups == 1 && plan.num_shared_tiles == 0),
            "%d splits, %d groups along k, %d shared tiles", plan.num_splits, tile.num_k_groups, plan.num_shared_tiles);
 
     const int64_t num_m_blocks = dso::ceil_div<int64_t>(m, tile.max_rows);
