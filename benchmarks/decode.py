@@ -138,8 +138,8 @@ PRODUCTS = {
     "bmm": Product(1, True),
     "_grouped_mm": Product(1, True, offsets=2),
 }
-READ_IN_PART = {"embedding": (0,), "rope": (2,), "mla_cache_write": (3, 5), "mla_decode": (1,)}
-"""Op -> the arguments of which it needs some rows only: its other operands or results are as large as those."""
+READ_IN_PART = {"embedding": (0,), "rope": (2,), "mla_cache_write": (3, 5), "mla_decode": (1,), "copy_": (0,)}
+"""Op -> arguments of which it reads some rows only, or none: its other operands or results are as large as those."""
 
 
 def name_of(func: Any) -> str:

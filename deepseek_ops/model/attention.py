@@ -120,8 +120,11 @@ class Attention(nn.Module):
     def attend_absorbed(self, q_nope: Tensor, q_pe: Tensor, batch: Batch, pages: Tensor) -> Tensor:
         """Attention of all heads over the cached latents; `[t, H, v]`."""
         w_uk, w_uv = self.absorption()
-        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)  # [t, H, kv_lora_rank]
-        q = torch.cat([q_latent, q_pe], dim=-1)
+        # Both products go where they are read from, without a copy: latents beside the rotated part, values by token.
+        q = q_nope.new_empty(q_nope.shape[0], self.num_heads, self.kv_lora_rank + self.rope_dim)
+        q_latent, q_rotated = torch.split(q, [self.kv_lora_rank, self.rope_dim], dim=-1)
+        torch.bmm(q_nope.transpose(0, 1), w_uk, out=q_latent.transpose(0, 1))
+        q_rotated.copy_(q_pe)
         s_q = batch.uniform_seqlen_q
         if s_q is not None:
             q = q.view(-1, s_q, self.num_heads, q.shape[-1])
@@ -136,7 +139,9 @@ class Attention(nn.Module):
             head_dim_v=self.kv_lora_rank,
         )
         out = out.view(-1, self.num_heads, self.kv_lora_rank)
-        return torch.bmm(out.transpose(0, 1), w_uv.transpose(1, 2)).transpose(0, 1)
+        values = out.new_empty(out.shape[0], self.num_heads, self.v_head_dim)
+        torch.bmm(out.transpose(0, 1), w_uv.transpose(1, 2), out=values.transpose(0, 1))
+        return values
 
     def absorption(self) -> tuple[Tensor, Tensor]:
         """W_UK `[H, nope, kv_lora_rank]` and W_UV `[H, v, kv_lora_rank]`, views of `kv_b_proj`."""

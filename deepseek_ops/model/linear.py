@@ -24,7 +24,7 @@ from deepseek_ops.norm import add_rms_norm, add_rms_norm_cast_to_fp8, rms_norm, 
 from deepseek_ops.numeric import BLOCK, FP8, align, ceil_div
 from deepseek_ops.quantize import per_block_cast_from_fp8, per_block_cast_to_fp8, per_token_cast_to_fp8
 
-__all__ = ["Fp8Linear", "Gemm", "Input", "Linear", "make_linear", "padded"]
+__all__ = ["Fp8Linear", "Gemm", "Input", "Linear", "linear_float32", "make_linear", "padded"]
 
 Gemm = Literal["bf16", "fp8"]
 """How a layer multiplies: in its own floating-point dtype (`bf16`, also for float32), or in FP8."""
@@ -239,6 +239,18 @@ def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     if x.shape[0] == 0:
         return x.new_empty(0, weight.shape[1])
     return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets[1:])
+
+
+def linear_float32(x: Tensor, weight: Tensor) -> Tensor:
+    """`x W^T` of logits, with operands as they are, accumulated and returned in float32.
+
+    Rounding logits to bfloat16 would merge neighbours: its step is 0.125 between 16 and 32. Operands in bfloat16 lose
+    nothing: a product of two has at most 16 significant bits and is exact in float32, so multiplying them as they are,
+    on tensor cores, differs from float32 arithmetic on the widened ones only in how the sum is ordered and rounded.
+    """
+    if x.is_cuda and x.dtype == weight.dtype != torch.float32:
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+    return F.linear(x.float(), weight.float())
 
 
 def _of(x: Tensor, group: int | None) -> Tensor:

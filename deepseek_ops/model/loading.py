@@ -20,6 +20,7 @@ from .attention import AttentionForm
 from .checkpoint import Checkpoint, mtp_layers
 from .config import DeepseekConfig
 from .linear import Gemm, Linear
+from .moe import Gate
 from .mtp import add_mtp
 from .transformer import DeepseekModel
 
@@ -157,21 +158,26 @@ def load_model(
             add_mtp(model)
     model.cache_dtype = cache_dtype
     model.make_cache([])  # refuses FP8 rows that do not fit before anything is read
-    allocate(model, device)
 
-    places = {name: find_place(name.removesuffix(SCALE_SUFFIX), config) for name in checkpoint.tensors}
     is_tied = config.tie_word_embeddings
-    names = [
-        name
-        for name, place in places.items()
+    found = ((name, find_place(name.removesuffix(SCALE_SUFFIX), config)) for name in checkpoint.tensors)
+    places = {
+        name: place
+        for name, place in found
         if place is not None
         and (mtp or not place.path.startswith("mtp."))
         and not (is_tied and place.path == "lm_head")
-    ]
+    }
+    for name, place in places.items():
+        if place.path.endswith(".mlp.gate.weight") and checkpoint.tensors[name].dtype != torch.bfloat16:
+            gate = model.get_submodule(place.path.removesuffix(".weight"))
+            assert isinstance(gate, Gate)
+            gate.keep_float32()
+    allocate(model, device)
+
+    names = list(places)
     for name, tensor, scale in with_scales(checkpoint.stream(names, quiet=quiet), names):
-        place = places[name]
-        assert place is not None
-        store(model, place, tensor, scale)
+        store(model, places[name], tensor, scale)
 
     if not quiet:
         report(checkpoint, names)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deepseek_ops.moe import moe_gate, moe_mapping, moe_permute, moe_unpermute
 
 from .config import DeepseekConfig
-from .linear import Gemm, Input, Linear, make_linear, padded
+from .linear import Gemm, Input, Linear, linear_float32, make_linear, padded
 
 __all__ = ["Experts", "Gate", "Mlp", "MoE"]
 
@@ -37,23 +36,32 @@ class Mlp(nn.Module):
 
 
 class Gate(nn.Module):
-    """Chooses each token's experts and weights them; logits, scores and bias are float32 in every model."""
+    """Chooses each token's experts and weights them; logits, scores and bias are float32 in every model.
 
-    def __init__(self, config: DeepseekConfig) -> None:
+    A bfloat16 model keeps the weight in bfloat16, as every release stores it. That rounds nothing: the products with
+    the tokens, which are bfloat16 too, are exact in float32 (see `linear_float32`). For a checkpoint that stores it
+    otherwise, `load_model` calls `keep_float32`.
+    """
+
+    def __init__(self, config: DeepseekConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
         num_experts = config.n_routed_experts
         assert num_experts is not None
         self.config = config
-        self.weight = nn.Parameter(torch.empty(num_experts, config.hidden_size), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(num_experts, config.hidden_size, dtype=dtype), requires_grad=False)
         self.e_score_correction_bias = (
             nn.Parameter(torch.empty(num_experts), requires_grad=False) if config.topk_method == "noaux_tc" else None
         )
+
+    def keep_float32(self) -> None:
+        """Makes the weight, which is not filled yet, one of float32."""
+        self.weight = nn.Parameter(torch.empty_like(self.weight, dtype=torch.float32), requires_grad=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`[t, D]` to weights and indices of the chosen experts, both `[t, num_experts_per_tok]`."""
         is_grouped = self.config.topk_method != "greedy"
         return moe_gate(
-            F.linear(x.float(), self.weight),
+            linear_float32(x, self.weight),
             self.e_score_correction_bias,
             num_topk=self.config.num_experts_per_tok,
             num_groups=self.config.n_group if is_grouped else 1,
@@ -108,7 +116,7 @@ class MoE(nn.Module):
         super().__init__()
         assert config.n_routed_experts is not None
         width = config.moe_intermediate_size
-        self.gate = Gate(config)
+        self.gate = Gate(config, dtype=dtype)
         self.experts = Experts(
             config.n_routed_experts, config.hidden_size, width, gemm=gemm, dtype=dtype, use_ue8m0=use_ue8m0
         )

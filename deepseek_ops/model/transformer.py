@@ -19,10 +19,10 @@ from deepseek_ops.rope import rope_cos_sin
 from .attention import Attention, AttentionForm, absorbed_is_cheaper, norm_weight
 from .cache import PAGE_SIZE, Batch, PagedLatentCache
 from .config import DeepseekConfig
-from .linear import Gemm, Input
+from .linear import Gemm, Input, linear_float32
 from .moe import Mlp, MoE
 
-__all__ = ["Block", "DeepseekModel", "linear_float32"]
+__all__ = ["Block", "DeepseekModel"]
 
 
 class Block(nn.Module):
@@ -178,13 +178,3 @@ class DeepseekModel(nn.Module):
                 scaling=config.rope_scaling,
             ).to(self.device)
         return self.cos_sin
-
-
-def linear_float32(x: Tensor, weight: Tensor) -> Tensor:
-    """`x W^T` with operands as they are, accumulated and returned in float32.
-
-    Rounding logits to bfloat16 would merge neighbours: its step is 0.125 between 16 and 32.
-    """
-    if x.is_cuda and x.dtype != torch.float32:
-        return torch.mm(x, weight.T, out_dtype=torch.float32)
-    return F.linear(x.float(), weight.float())

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from deepseek_ops import rope_cos_sin
 from deepseek_ops.model import DeepseekConfig, PagedLatentCache
+from deepseek_ops.model import attention as attention_module
 from deepseek_ops.model.attention import Attention, absorbed_is_cheaper
 from deepseek_ops.model.cache import Batch
 from deepseek_ops.model.config import RELEASED
 from tests.model.conftest import V3, VARIANTS
-from tests.support import assert_rows_close
+from tests.support import BF16_LIMIT, assert_rows_close
 
 
-def random_attention(config: DeepseekConfig) -> Attention:
-    layer = Attention(config, gemm="bf16", dtype=torch.float32)
+def random_attention(config: DeepseekConfig, dtype: torch.dtype = torch.float32) -> Attention:
+    layer = Attention(config, gemm="bf16", dtype=dtype)
     for name, parameter in layer.named_parameters():
         x = torch.randn(parameter.shape)
         parameter.data.copy_(1 + 0.2 * x if "norm" in name else x * parameter.shape[-1] ** -0.5)
@@ -130,3 +131,35 @@ def test_absorption_takes_views_of_the_weight_and_no_copy() -> None:
     assert w_uv.shape == (4, V3.v_head_dim, V3.kv_lora_rank)
     for view in (w_uk, w_uv):
         assert view.untyped_storage().data_ptr() == layer.kv_b_proj.weight.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [((70, 1), (3, 1), (0, 1)), ((5, 2), (0, 3))], ids=["decode", "unequal"])
+def test_absorbed_queries_and_values_are_written_in_place(
+    lengths: tuple[tuple[int, int], ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each channel from its product, in the layout that the next op takes, between decoding of any kind."""
+    layer = random_attention(V3, dtype)
+    cache, batch = batch_of(V3, *lengths)
+    t, heads, c = sum(new for _, new in lengths), V3.num_attention_heads, V3.kv_lora_rank
+    decoded = torch.randn(t, heads, c).to(dtype)
+    queries = []
+
+    def decode(q: Tensor, *args: object, **options: object) -> tuple[Tensor, None]:
+        queries.append(q)
+        return decoded.view(*q.shape[:-1], c), None
+
+    monkeypatch.setattr(attention_module, "mla_decode", decode)
+    projected = torch.randn(t, heads, V3.qk_head_dim).to(dtype)
+    q_nope, q_pe = torch.split(projected, [V3.qk_nope_head_dim, V3.qk_rope_head_dim], dim=-1)
+    values = layer.attend_absorbed(q_nope, q_pe, batch, cache.pages[0])
+
+    limit = 1e-6 if dtype == torch.float32 else BF16_LIMIT
+    w_uk, w_uv = (w.double() for w in layer.absorption())
+    [q] = queries
+    assert q.is_contiguous()
+    q = q.view(t, heads, c + V3.qk_rope_head_dim)
+    assert_rows_close(q[..., :c], torch.einsum("thn,hnc->thc", q_nope.double(), w_uk), limit)
+    assert torch.equal(q[..., c:], q_pe)
+    assert_rows_close(values, torch.einsum("thc,hvc->thv", decoded.double(), w_uv), limit)
+    assert values.is_contiguous(), "o_proj's input would be a copy"

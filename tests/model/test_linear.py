@@ -1,13 +1,17 @@
 """Linear layers of several parts, with FP8 weights of any raggedness."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_ops import per_block_cast_to_fp8, per_token_cast_from_fp8, per_token_cast_to_fp8, rms_norm, silu_mul
-from deepseek_ops.model.linear import Fp8Linear, Gemm, Linear, make_linear, padded
-from tests.support import BF16_LIMIT, assert_rows_close
+from deepseek_ops.model.linear import Fp8Linear, Gemm, Linear, linear_float32, make_linear, padded
+from tests.support import BF16_LIMIT, DEVICES, assert_rows_close
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -128,3 +132,33 @@ def test_an_input_prepared_in_one_pass_is_the_input_prepared_in_two(gemm: Gemm, 
         else:
             assert torch.equal(one[0].view(torch.uint8), want[0].view(torch.uint8))
             assert torch.equal(one[1], want[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("dtype", "weight_dtype"), [(torch.bfloat16,) * 2, (torch.float32,) * 2, (torch.bfloat16, torch.float32)]
+)
+def test_logits_are_not_rounded_to_the_operands_dtype(
+    dtype: torch.dtype, weight_dtype: torch.dtype, device: str
+) -> None:
+    x, weight = torch.randn(3, 2048).to(device, dtype), torch.randn(50, 2048).to(device, weight_dtype)
+    logits = linear_float32(x, weight)
+    assert logits.dtype == torch.float32
+    assert_rows_close(logits, x.double() @ weight.double().T, 1e-5)
+
+
+def test_on_a_gpu_bfloat16_operands_of_logits_are_not_widened() -> None:
+    """With fake tensors, which say what would be called without a GPU."""
+    called = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode():
+        x, weight = (torch.empty(n, 64, dtype=torch.bfloat16, device="cuda") for n in (3, 50))
+        with Recorder():
+            logits = linear_float32(x, weight)
+    assert (logits.shape, logits.dtype) == ((3, 50), torch.float32)
+    assert [name for name in called if "mm" in name or "copy" in name] == ["aten.mm.dtype"]

@@ -65,6 +65,19 @@ def test_dtype_is_of_all_but_the_gate(dtype: torch.dtype, checkpoint_of: FolderO
     assert model.make_cache([1]).pages[0].dtype == dtype
 
 
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gates_weight_keeps_its_values(dtype: torch.dtype, stored: str, checkpoint_of: FolderOf) -> None:
+    """In bfloat16 only where nothing is rounded for it; of the modules for multi-token prediction, too."""
+    folder = checkpoint_of(replace(MTP, torch_dtype=stored))
+    tensors = load_file(folder / "model.safetensors")
+    model = load_model(folder, dtype=dtype, mtp=True, quiet=True)
+    for layer, gate in ((2, model.layers[2].mlp.gate), (3, model.mtp[0].block.mlp.gate)):
+        assert gate.weight.dtype == (dtype if stored == "bfloat16" else torch.float32)
+        assert not gate.weight.requires_grad
+        assert torch.equal(gate.weight.float(), tensors[f"model.layers.{layer}.mlp.gate.weight"].float())
+
+
 def test_the_gates_bias_keeps_its_float32_bits_in_a_bfloat16_model(checkpoint_of: FolderOf) -> None:
     folder = checkpoint_of(replace(V3, torch_dtype="bfloat16"))
     bias = load_file(folder / "model.safetensors")["model.layers.1.mlp.gate.e_score_correction_bias"]

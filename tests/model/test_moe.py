@@ -12,7 +12,7 @@ from deepseek_ops.model import DeepseekConfig
 from deepseek_ops.model.linear import Fp8Linear, Gemm, grouped_linear
 from deepseek_ops.model.moe import Experts, Gate, Mlp, MoE
 from tests.model.conftest import V2, V3, VARIANTS
-from tests.support import assert_rows_close
+from tests.support import DEVICES, assert_rows_close
 
 D = 128
 
@@ -101,7 +101,7 @@ def chosen_by_hand(config: DeepseekConfig, logits: list[float], bias: list[float
 @pytest.mark.parametrize("name", ["V2-Lite", "V2", "V3", "V3 without norm_topk_prob, other eps"])
 def test_the_gate_chooses_and_weights_as_the_report_says(name: str) -> None:
     config = VARIANTS[name]
-    gate = Gate(config)
+    gate = Gate(config, dtype=torch.float32)
     gate.weight.data.copy_(torch.randn(gate.weight.shape) * config.hidden_size**-0.5)
     if gate.e_score_correction_bias is not None:
         gate.e_score_correction_bias.data.copy_(torch.randn(16) * 0.3)
@@ -115,11 +115,33 @@ def test_the_gate_chooses_and_weights_as_the_report_says(name: str) -> None:
         assert got == pytest.approx(want, rel=1e-5)
 
 
-def test_only_v3_has_a_bias_and_gates_are_float32() -> None:
-    assert Gate(V2).e_score_correction_bias is None
-    bias = Gate(V3).e_score_correction_bias
-    assert bias is not None
-    assert bias.dtype == Gate(V3).weight.dtype == torch.float32
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["V2-Lite", "V3"])
+def test_a_gate_in_bfloat16_chooses_as_its_weight_in_float32(name: str, device: str) -> None:
+    """The same up to the order of additions, so where no two logits are nearly equal the same experts."""
+    config = replace(VARIANTS[name], hidden_size=2048)
+    gate, wide = (Gate(config, dtype=dtype).to(device) for dtype in (torch.bfloat16, torch.float32))
+    gate.weight.data.copy_(torch.randn(gate.weight.shape) * config.hidden_size**-0.5)
+    wide.weight.data.copy_(gate.weight)
+    if gate.e_score_correction_bias is not None and wide.e_score_correction_bias is not None:
+        gate.e_score_correction_bias.data.zero_()
+        wide.e_score_correction_bias.data.zero_()
+    x = torch.randn(100, config.hidden_size).to(device, torch.bfloat16)
+    logits = x.double() @ gate.weight.double().T
+    x = x[logits.sort(dim=-1).values.diff(dim=-1).amin(dim=-1) > 1e-3]
+    assert len(x) > 50
+    (weights, experts), (wanted_weights, wanted_experts) = gate(x), wide(x)
+    assert torch.equal(experts, wanted_experts)
+    torch.testing.assert_close(weights, wanted_weights, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_v3_has_a_bias_and_it_is_float32(dtype: torch.dtype) -> None:
+    assert Gate(V2, dtype=dtype).e_score_correction_bias is None
+    gate = Gate(V3, dtype=dtype)
+    assert gate.e_score_correction_bias is not None
+    assert gate.e_score_correction_bias.dtype == torch.float32
+    assert gate.weight.dtype == dtype
 
 
 @pytest.mark.parametrize("n_shared", [0, 1, 2])
