@@ -68,7 +68,7 @@ def mla_decode(
             DeepSeek's `head_dim_k` is 576: 512 absorbed channels, then 64 rotated ones. Any `h >= 1`.
         kv_cache: `[num_pages, page_size, head_dim_k]` in `q`'s dtype, or one of the FP8 formats of `mla_cache_write`:
             `[num_pages, page_size, 656]` uint8, or with `head_dim_k` 576 float8_e4m3fn. These are dequantized to `q`'s
-            dtype first, or by the CUDA kernel for 16-bit queries to float16. Any `page_size >= 1`.
+            dtype first; the CUDA kernels, for 16-bit queries, round them to float16 at most. Any `page_size >= 1`.
         block_table: `[b, max_pages]` int32, the pages of each request in order. Entries past a request's length are
             ignored; a page outside `[0, num_pages)` makes its keys invisible.
         cache_seqlens: `[b]` int32, keys of each request, its queries' own included; clamped to

@@ -26,8 +26,18 @@ struct SoftmaxRows {
     /// stays one, and so becomes the sum.
     template <int kCount>
     DSO_DEVICE void add_tile(float (&scores)[kCount], float scale_log2, float (&correction)[2]) {
+        float largest[2];
+        find_largest(scores, largest);
+        exponentiate(scores, scale_log2, largest, correction);
+    }
+
+    /// The first half of `add_tile`: the largest scores of the four lanes so far. Between the halves warps that have
+    /// different columns of the same rows may agree on those of all.
+    template <int kCount>
+    DSO_DEVICE void find_largest(const float (&scores)[kCount], float (&largest)[2]) const {
         // Both rows at once, step by step: each step's results take a while.
-        float largest[2] = {top[0], top[1]};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) largest[i] = top[i];
 #pragma unroll
         for (int j = 0; j < kCount; j += 2)
             largest[j / 2 % 2] = fmaxf(largest[j / 2 % 2], fmaxf(scores[j], scores[j + 1]));
@@ -38,6 +48,11 @@ struct SoftmaxRows {
             largest[0] = fmaxf(largest[0], upper);
             largest[1] = fmaxf(largest[1], lower);
         }
+    }
+
+    template <int kCount>
+    DSO_DEVICE void exponentiate(float (&scores)[kCount], float scale_log2, const float (&largest)[2],
+                                 float (&correction)[2]) {
         float new_base[2], tile_sum[2][2] = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {

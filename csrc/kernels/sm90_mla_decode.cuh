@@ -1,4 +1,4 @@
-// MLA decoding over a paged cache:   out = softmax(scale * q @ k.T) @ k[:, :512]   for each request
+// MLA decoding of many rows over a paged cache:   out = softmax(scale * q @ k.T) @ k[:, :512]   for each request
 //
 //   q              [b, s_q, heads, 576]         bf16 or f16      16-byte loads into swizzled tiles
 //   kv_cache       [num_pages, page_size, 576]  the same         TMA, 128-byte swizzle; or cp.async, 16 bytes at a time
@@ -14,11 +14,11 @@
 // 576], and likewise of out and lse.
 //
 // Tile      64 rows, which are the (query, head) pairs of a request packed, and 64 keys at a time.
-// Split     The keys of a tile of rows are shared by the CTAs of a cluster, and by num_parts clusters. Each CTA of a
-//           cluster adds up its share of the columns, reading the others' sums from their shared memory; the last
-//           cluster of a tile of rows to come, column share by column share, adds up the parts. All in one order, so
-//           the bits are the same on every run. With tiles_per_part, a request that has few tiles of keys has fewer
-//           parts, as many as its own length says: then the bits do not depend on the batch.
+// Split     The keys of a tile of rows are shared by the CTAs of a cluster, and by num_parts clusters, which take its
+//           tiles of keys in turn (mla_decode_work.cuh). Each CTA of a cluster adds up its share of the columns, and
+//           the last cluster of a tile of rows to come the parts (mla_decode_combination.cuh). All in one order, so the
+//           bits are the same on every run. With tiles_per_part, a request that has few tiles of keys has fewer parts,
+//           as many as its own length says: then the bits do not depend on the batch.
 // Ragged    A grid of as many tiles of rows as there can be; each CTA counts those of the requests up to its own, 32
 //           requests at a time. The rows of no request are tiles that see no key. CTAs that are left over return.
 // Roles     warpgroup 0: scores and softmax; the left 256 channels of its queries stay in registers.
@@ -54,15 +54,13 @@
 #include <type_traits>
 
 #include "device/fp8_row.h"
-#include "device/math.cuh"
+#include "device/half.cuh"
 #include "device/pipeline.cuh"
-#include "device/segments.cuh"
 #include "device/softmax.cuh"
 #include "device/tile.cuh"
-#include "kernels/mla_decode_arguments.h"
-#include "ptx/cluster.cuh"
+#include "kernels/mla_decode_combination.cuh"
+#include "kernels/mla_decode_work.cuh"
 #include "ptx/cp_async.cuh"
-#include "ptx/matrix.cuh"
 #include "ptx/shared_memory.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
@@ -70,25 +68,18 @@
 
 namespace dso {
 
-inline constexpr int kMlaTile = 64;  // rows, and keys
-inline constexpr int kMlaKeyDim = 576, kMlaValueDim = 512;
-inline constexpr int kMlaBoxes = kMlaKeyDim / 64, kMlaSideBoxes = kMlaValueDim / 64 / 2;  // of 64 channels
-inline constexpr int kMlaBoxBytes = kMlaTile * kSwizzleBytes, kMlaKeyTileBytes = kMlaBoxes * kMlaBoxBytes;
-inline constexpr int kMlaLeftStages = 2, kMlaMaxCluster = 8;
+inline constexpr int kMlaTileRows = 64;
 inline constexpr int kMlaMathWarps = 12, kMlaMathThreads = 32 * kMlaMathWarps, kMlaThreads = kMlaMathThreads + 128;
-inline constexpr int kMlaLoadWarps = 4, kMlaQuarter = kMlaTile / kMlaLoadWarps;  // a loading warp's keys, if gathered
-inline constexpr int kMlaGroups = kMlaValueDim / 8;  // of eight columns, as accumulators have them
-inline constexpr int kMlaRowWarps = kMlaTile / 16;   // sixteenths of the rows, as the warps of a warpgroup have them
-
-inline constexpr int kMlaPartialSums = kMlaGroups * kMlaRowWarps * 32;  // of a part, four at a time
-inline constexpr int kMlaMaxParts = 192, kMlaLoadsAtOnce = 8;
-
-/// What counts the parts that have come, in memory that nobody clears before: the upper bits say that it counts.
-inline constexpr unsigned long long kMlaCounts = 0x5F8E'3C21'D7A4ull << 16;
+inline constexpr int kMlaBoxes = kMlaKeyDim / 64, kMlaSideBoxes = kMlaValueDim / 64 / 2;  // of 64 channels
+inline constexpr int kMlaBoxBytes = kMlaTile * kSwizzleBytes;
+inline constexpr int kMlaLeftStages = 2;
+inline constexpr int kMlaRowWarps = kMlaTileRows / 16;  // sixteenths of the rows, as the warps of a warpgroup have them
 
 /// What the kernel is compiled for.
 template <ptx::HalfType query, LatentFormat format>
 struct MlaDecodeTypes {
+    static constexpr int kTileRows = kMlaTileRows, kMathWarps = kMlaMathWarps;
+    static constexpr bool kSendsRows = false;
     static constexpr ptx::HalfType kQuery = query;  // and of the output
     static constexpr LatentFormat kFormat = format;
     static constexpr bool kIsFp8 = kFormat != LatentFormat::kPlain;                  // the cache
@@ -96,6 +87,9 @@ struct MlaDecodeTypes {
     static constexpr int kRightStages = kIsFp8 ? 2 : 3;
     static constexpr int kLeftArrivals = kIsFp8 ? kMlaLoadWarps : 32 * kMlaLoadWarps;  // that make a stage full
     static constexpr int kRightArrivals = kIsFp8 ? kMlaLoadWarps : 32 * kMlaLoadWarps + 1;
+
+    /// The first of a lane's two columns of a group of sums.
+    DSO_DEVICE static int column_of(int group, int lane) { return group * 8 + lane % 4 * 2; }
 };
 
 /// A loading warp's keys of an FP8 cache as the cache has them. The sides come and go by themselves.
@@ -117,13 +111,13 @@ struct MlaRawKeys<LatentFormat::kFp8> {
 template <LatentFormat kFormat>
 struct MlaDecodeStaging {
     union {
-        SoftmaxPart rows[kMlaTile];
+        SoftmaxPart rows[kMlaTileRows];
         MlaRawKeys<kFormat> raw[kMlaLoadWarps];
     };
 };
 template <>
 struct MlaDecodeStaging<LatentFormat::kPlain> {
-    SoftmaxPart rows[kMlaTile];
+    SoftmaxPart rows[kMlaTileRows];
 };
 
 template <int kRightStages>
@@ -138,21 +132,15 @@ struct MlaDecodeTiles {
     DSO_DEVICE uint8_t* probabilities(uint32_t stage) { return right[stage][kMlaSideBoxes]; }
 };
 
-struct MlaDecodeSums {
-    float4 groups[kMlaGroups][kMlaRowWarps][32];  // as the lanes of the warps have them, for the cluster to read
-    float weights[kMlaMaxCluster][kMlaTile];      // of each CTA's, for the CTA that reads them
-    float part_weights[kMlaMaxParts][kMlaTile];
-};
-
 template <typename Types>
 struct MlaDecodeShared : MlaDecodeStaging<Types::kFormat> {
     union {
         MlaDecodeTiles<Types::kRightStages> tiles;
         // When all products are there: what a warp stores, 16 rows by 256 columns; or what it lets the cluster read.
         uint8_t panels[2 * kMlaRowWarps][kMlaSideBoxes][16 * kSwizzleBytes];
-        MlaDecodeSums sums;
+        MlaDecodeSums<kMlaTileRows> sums;
     };
-    float correction[Types::kRightStages][kMlaTile];
+    float correction[Types::kRightStages][kMlaTileRows];
     uint64_t exists[Types::kRightStages];  // a bit for each key of a tile
     alignas(8) Pipeline<kMlaLeftStages> left;
     Pipeline<Types::kRightStages> right;
@@ -172,228 +160,56 @@ struct MlaRing {
     }
 };
 
-template <ptx::HalfType type>
-DSO_DEVICE uint32_t pack_half(float low, float high) {
-    return type == ptx::HalfType::kBF16 ? ptx::pack_bf16x2(low, high) : ptx::pack_f16x2(low, high);
-}
-
-template <ptx::HalfType type>
-DSO_DEVICE float2 unpack_half(uint32_t pair) {
-    if constexpr (type == ptx::HalfType::kBF16) {
-        return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
-    } else {
-        return ptx::unpack_f16x2(pair);
-    }
-}
-
-// ------------------------------------------------------------------------------------------------------- work
-
-/// The rows that a CTA has to do with, and which of the shares of their keys. Reads no length, so that the queries can
-/// be asked for before it is there, and is had again where registers are few. By all lanes of a warp.
-struct MlaDecodeRows {
-    static constexpr int kNobody = -1;
-
-    int unit;               // the tile of rows, of all requests
-    int part;               // of the keys: the cluster's
-    int request = kNobody;  // whose rows see no key
-    int first_query = 0;    // of the request, where the queries of all are counted together
-    int s_q = 0;            // of the request
-    int first_row = 0;      // of the tile, among the request's
-    int num_rows = 0;       // 0: there is no such tile
-
-    DSO_DEVICE explicit MlaDecodeRows(const MlaDecodeArguments& arguments)
-        : unit(static_cast<int>(ptx::cluster_index_x())), part(static_cast<int>(ptx::cta_index_y())) {
-        if (arguments.cu_seqlens_q != nullptr) {
-            find(arguments);
-        } else {
-            request = arguments.num_row_tiles > 1 ? unit / arguments.num_row_tiles : unit;
-            s_q = arguments.s_q;
-            take_tile(arguments, arguments.num_row_tiles > 1 ? unit % arguments.num_row_tiles : 0);
-        }
-    }
-
-    DSO_DEVICE int query_of(const MlaDecodeArguments& arguments, int row) const {
-        return (first_row + row) / arguments.num_heads;
-    }
-    DSO_DEVICE int head_of(const MlaDecodeArguments& arguments, int row) const {
-        return (first_row + row) % arguments.num_heads;
-    }
-    /// Where a row of the tile lies in `q` or `out`, in elements.
-    DSO_DEVICE int64_t offset(const MlaDecodeArguments& arguments, int row, int64_t stride_b, int64_t stride_s,
-                              int64_t stride_h) const {
-        const int64_t query = first_query + query_of(arguments, row);
-        return (arguments.cu_seqlens_q ? 0 : request * stride_b) + query * stride_s +
-               head_of(arguments, row) * stride_h;
-    }
-
-  private:
-    DSO_DEVICE static int num_tiles_of(int rows) { return rows > 0 ? (rows - 1) / kMlaTile + 1 : 0; }
-
-    DSO_DEVICE void take_tile(const MlaDecodeArguments& arguments, int tile) {
-        first_row = tile * kMlaTile;
-        num_rows = min(kMlaTile, s_q * arguments.num_heads - first_row);
-    }
-
-    /// The tiles of ragged queries are numbered request by request.
-    DSO_DEVICE void find(const MlaDecodeArguments& arguments) {
-        Segments queries(arguments.cu_seqlens_q, arguments.b, arguments.s_q);
-        int num_counted = 0;
-        for (int first = 0; first <= arguments.b + 1; first += 32) {
-            queries.load(first + static_cast<int>(threadIdx.x % 32));
-            const int tiles = scan_lanes(num_tiles_of((queries.end - queries.start) * arguments.num_heads),
-                                         [](int x, int y) { return x + y; });
-            const uint32_t beyond = __ballot_sync(0xFFFFFFFF, num_counted + tiles > unit);
-            if (beyond != 0) {
-                const int owner = __ffs(static_cast<int>(beyond)) - 1, segment = first + owner;
-                request = segment >= 1 && segment <= arguments.b ? segment - 1 : kNobody;
-                first_query = __shfl_sync(0xFFFFFFFF, queries.start, owner);
-                s_q = __shfl_sync(0xFFFFFFFF, queries.end, owner) - first_query;
-                const int past = num_counted + __shfl_sync(0xFFFFFFFF, tiles, owner) - unit;  // tiles from this one on
-                take_tile(arguments, num_tiles_of(s_q * arguments.num_heads) - past);
-                return;
-            }
-            num_counted += __shfl_sync(0xFFFFFFFF, tiles, 31);
-        }
-    }
-};
-
-/// The keys that those rows see, and the CTA's tiles of them.
-struct MlaDecodeKeys {
-    int length;             // of the request
-    int some_see, all_see;  // keys that the last of the rows sees, and the first
-    int first_tile, num_tiles;
-    int num_whole_tiles;  // tiles before this one have all their keys, if their pages exist
-    int num_parts;        // that the keys are shared by
-
-    /// The keys are shared evenly: the first shares have one tile more than the others.
-    DSO_DEVICE MlaDecodeKeys(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
-                             int rank) {
-        length = rows.request == MlaDecodeRows::kNobody
-                     ? 0
-                     : max(0, min(arguments.cache_seqlens[rows.request], arguments.max_keys));
-        some_see = visible(arguments, rows, rows.num_rows - 1);
-        all_see = visible(arguments, rows, 0);
-        num_whole_tiles = max(some_see, 0) / kMlaTile;
-        const int total = ceil_div(max(some_see, 0), kMlaTile);
-        num_parts = arguments.num_parts;
-        if (arguments.tiles_per_part != 0)
-            num_parts = max(1, min(num_parts, ceil_div(total, arguments.tiles_per_part)));
-        const int share = rows.part * cluster_size + rank, num_shares = num_parts * cluster_size;
-        const int each = total / num_shares, more = total % num_shares;
-        first_tile = share * each + min(share, more);
-        num_tiles = each + (share < more ? 1 : 0);
-    }
-
-    /// Keys that row `row` of the tile sees.
-    DSO_DEVICE int visible(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row) const {
-        if (!arguments.is_causal) return length;
-        return length - (rows.s_q - 1 - min(rows.query_of(arguments, row), rows.s_q - 1));
-    }
-
-    /// How many of the CTA's tiles come by TMA, before those that are gathered. Pages whose rows are none of the
-    /// request's are not loaded whole.
-    DSO_DEVICE int num_tiles_by_tma(const MlaDecodeArguments& arguments) const {
-        return arguments.box_rows != 0 ? max(0, min(num_whole_tiles - first_tile, num_tiles)) : 0;
-    }
-};
-
-/// Whether there is no such tile of rows, or no such part of its keys.
-DSO_DEVICE bool has_no_work(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
-                            int rank) {
-    if (rows.num_rows == 0) return true;
-    return arguments.tiles_per_part != 0 && rows.part > 0 &&
-           rows.part >= MlaDecodeKeys(arguments, rows, cluster_size, rank).num_parts;
-}
-
-/// Whether a CTA has all keys of its rows.
-DSO_DEVICE bool is_alone(const MlaDecodeArguments& arguments) {
-    return ptx::cluster_size() == 1 && arguments.num_parts == 1;
-}
-
-/// Two or eight elements of a row of the output, from `column` on.
-template <typename Vector>
-DSO_DEVICE void store_out(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row, int column,
-                          const Vector& values) {
-    const int64_t offset =
-        rows.offset(arguments, row, arguments.out_stride_b, arguments.out_stride_s, arguments.out_stride_h);
-    *reinterpret_cast<Vector*>(static_cast<uint16_t*>(arguments.out) + offset + column) = values;
-}
-
-DSO_DEVICE void store_lse(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int row, float lse_log2) {
-    const int64_t offset =
-        rows.offset(arguments, row, int64_t{arguments.s_q} * arguments.num_heads, arguments.num_heads, 1);
-    arguments.lse[offset] = lse_log2 * kLn2;
-}
-
-/// What counts the parts of the columns that are this CTA's in its cluster.
-DSO_DEVICE unsigned long long* counter_of(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows,
-                                          int cluster_size, int rank) {
-    return arguments.counters + int64_t{rows.unit} * cluster_size + rank;
-}
-
-/// Every CTA does so long before it counts, and so it counts from zero whoever came first.
-DSO_DEVICE void open_counter(unsigned long long* counter) {
-    const unsigned long long old = __ldcg(counter);
-    if (old >> 16 != kMlaCounts >> 16) atomicCAS(counter, old, kMlaCounts);
-}
-
-// ---------------------------------------------------------------------------------------------------- loading
-
 /// The keys of a tile as the lanes of a warp know them: lane i has keys i and i + 32.
 struct MlaTileKeys {
-    int page[2], row[2];  // page -1: there is no such key
+    int page[2], row[2];
 
-    DSO_DEVICE uint64_t exists() const {
-        const uint64_t high = __ballot_sync(0xFFFFFFFF, page[1] >= 0);
-        return high << 32 | __ballot_sync(0xFFFFFFFF, page[0] >= 0);
+    DSO_DEVICE MlaTileKeys(const MlaDecodeArguments& arguments, const int32_t* table, int tile, int num_keys,
+                           int lane) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const MlaKey key(arguments, table, tile * kMlaTile + 32 * half + lane, num_keys);
+            page[half] = key.page;
+            row[half] = key.row;
+        }
+    }
+
+    /// When the length is known: the page of a key that does not exist becomes -1. Returns a bit for each that does.
+    DSO_DEVICE uint64_t hide(const MlaDecodeArguments& arguments, int num_keys, int tile, int lane) {
+        uint32_t exists[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const bool is_seen = tile * kMlaTile + 32 * half + lane < num_keys;
+            if (!is_seen || page[half] < 0 || page[half] >= arguments.num_pages) page[half] = -1;
+            exists[half] = __ballot_sync(0xFFFFFFFF, page[half] >= 0);
+        }
+        return uint64_t{exists[1]} << 32 | exists[0];
     }
 };
-
-DSO_DEVICE MlaTileKeys find_keys(const MlaDecodeArguments& arguments, const int32_t* table, int num_keys, int tile,
-                                 int lane) {
-    MlaTileKeys keys;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int key = tile * kMlaTile + 32 * half + lane, column = key / arguments.page_size;
-        const int page = key >= 0 && key < num_keys ? table[column] : -1;  // beyond 2^31 keys are none
-        keys.page[half] = page < arguments.num_pages ? max(page, -1) : -1;
-        keys.row[half] = key - column * arguments.page_size;
-    }
-    return keys;
-}
-
-/// Asks for the entries of the block table that this CTA begins with if the request is as long as it can be, while its
-/// length is on its way.
-DSO_DEVICE void prefetch_pages(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
-                               int rank) {
-    const int share = rows.part * cluster_size + rank, num_shares = arguments.num_parts * cluster_size;
-    const int first_key = arguments.max_keys / num_shares * share;
-    if (arguments.max_keys > 0 && rows.request != MlaDecodeRows::kNobody)
-        ptx::prefetch_line_to_l2(arguments.block_table + rows.request * arguments.table_stride +
-                                 first_key / arguments.page_size);
-}
 
 /// A loading warp's share of a tile: one box of 64 channels of each side, and the first warp has the rotated ones.
 template <typename Types>
 class MlaDecodeLoader {
   public:
     DSO_DEVICE MlaDecodeLoader(MlaDecodeShared<Types>& shared, const TensorMap* map,
-                               const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int warp)
+                               const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int share, int warp)
         : shared_(shared),
           map_(map),
           arguments_(arguments),
           table_(arguments.block_table + rows.request * arguments.table_stride),
           warp_(warp),
-          lane_(threadIdx.x % 32) {}
+          lane_(threadIdx.x % 32),
+          first_(arguments, table_, share, room_of(arguments, rows), lane_) {}
 
-    DSO_DEVICE void run(const MlaDecodeKeys& range) {
+    DSO_DEVICE void run(const MlaDecodeKeys& range) const {
         const int num_tiles_by_tma = range.num_tiles_by_tma(arguments_);
         MlaRing<Types> state;
         for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
             if (i == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
             // Before the ring has room:
-            const MlaTileKeys keys = find_keys(arguments_, table_, range.some_see, range.first_tile + i, lane_);
-            const uint64_t exists = keys.exists();
+            const int tile = range.tile(i);
+            MlaTileKeys keys = i == 0 ? first_ : MlaTileKeys(arguments_, table_, tile, range.some_see, lane_);
+            const uint64_t exists = keys.hide(arguments_, range.some_see, tile, lane_);
             const bool by_tma = i < num_tiles_by_tma;
 
             shared_.right.acquire(state.right);
@@ -471,44 +287,8 @@ class MlaDecodeLoader {
     const MlaDecodeArguments& arguments_;
     const int32_t* table_;
     const int warp_, lane_;
+    const MlaTileKeys first_;  // of the first tile
 };
-
-/// A scale as `dequantize` takes it: twice, times 2^8, so that those of small blocks are normal numbers. One whose
-/// block may not fit counts as the largest that does.
-DSO_DEVICE uint32_t scale_to_f16x2(float scale) {
-    constexpr float kLargest = 146.125f;  // a float16 times 256, and 448 of it are one: 65504 / 448 would be rounded up
-    const float factor = (scale > kLargest ? kLargest : scale) * 256.f;  // NaN stays NaN
-    return ptx::pack_f16x2(factor, factor);
-}
-
-/// Eight e4m3 values in float16, which has them all.
-DSO_DEVICE uint4 e4m3_to_f16(uint2 bytes) {
-    uint4 pairs;
-    ptx::unpack_e4m3x4(bytes.x, pairs.x, pairs.y);
-    ptx::unpack_e4m3x4(bytes.y, pairs.z, pairs.w);
-    return pairs;
-}
-
-/// Eight e4m3 values times a scale, in float16: the scale is rounded, and the product is.
-DSO_DEVICE uint4 dequantize(uint2 bytes, uint32_t scale) {
-    const uint4 exact = e4m3_to_f16(bytes);
-    uint32_t pairs[4] = {exact.x, exact.y, exact.z, exact.w};
-    constexpr uint32_t kInverse = 0x1C00'1C00;  // 2^-8, twice: exact, whatever the e4m3 value
-#pragma unroll
-    for (uint32_t& pair : pairs) pair = ptx::multiply_f16x2(ptx::multiply_f16x2(pair, kInverse), scale);
-    return {pairs[0], pairs[1], pairs[2], pairs[3]};
-}
-
-/// Eight bfloat16 values as float16, at most 65504.
-DSO_DEVICE uint4 bf16_to_f16(uint4 values) {
-    uint32_t pairs[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-    for (uint32_t& pair : pairs) {
-        const float2 x = unpack_half<ptx::HalfType::kBF16>(pair);
-        pair = ptx::pack_f16x2_finite(x.x, x.y);
-    }
-    return {pairs[0], pairs[1], pairs[2], pairs[3]};
-}
 
 /// A loading warp's share of the tiles of an FP8 cache: a quarter of the keys, all the way from the cache to the tile,
 /// so that no other warp is waited for. While one side is converted, the other is on its way, and so is the next tile's
@@ -517,38 +297,39 @@ template <typename Types>
 class MlaFp8Loader {
   public:
     DSO_DEVICE MlaFp8Loader(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments,
-                            const MlaDecodeRows& rows, int warp)
+                            const MlaDecodeRows& rows, int share, int warp)
         : shared_(shared),
           arguments_(arguments),
           table_(arguments.block_table + rows.request * arguments.table_stride),
           warp_(warp),
-          lane_(threadIdx.x % 32) {}
+          lane_(threadIdx.x % 32),
+          first_(find(share, room_of(arguments, rows))) {}
 
-    DSO_DEVICE void run(const MlaDecodeKeys& range) {
-        if (range.num_tiles == 0) return;
-        Key key = find_key(range, 0);
-        int64_t place = place_of(key);
+    DSO_DEVICE void run(const MlaDecodeKeys& range) const {
+        if (range.first_tile >= range.end_tile) return;
+        MlaKey key = first_;
+        int64_t place = key_of(range.first_tile) < range.some_see ? key.place(arguments_) : -1;
         request<0>(place);
         ptx::cp_async_commit();
         request<1>(place);
         ptx::cp_async_commit();
         MlaRing<Types> state;
-        for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
-            const bool is_last = i + 1 == range.num_tiles;
-            const bool exists = place >= 0;
-            if (!is_last) key = find_key(range, i + 1);  // long before it is needed
+        for (int tile = range.first_tile; tile < range.end_tile; tile += range.tile_step, state.advance()) {
+            const int next = tile + range.tile_step;
+            const bool is_last = next >= range.end_tile, exists = place >= 0;
+            if (!is_last) key = find(next, range.some_see);  // long before it is needed
 
             // The left product is through long before the right one, and scores begin with the left.
             wait_for_older_request();
             shared_.left.acquire(state.left);
             convert<0>(shared_.tiles.left[state.left.stage]);
             finish(&shared_.left.full[state.left.stage]);
-            place = place_of(key);
+            place = key.place(arguments_);
             if (!is_last) request<0>(place);
             ptx::cp_async_commit();
 
             wait_for_older_request();
-            if (i == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
+            if (state.right.stage == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
             shared_.right.acquire(state.right);
             auto& right = shared_.tiles.right[state.right.stage];
             convert<1>(right);
@@ -565,23 +346,9 @@ class MlaFp8Loader {
   private:
     static constexpr bool kHasScales = Types::kFormat == LatentFormat::kFp8Blocks;
 
-    struct Key {
-        int page, row;
-    };
-
     /// Key `lane % 16` of the warp's.
-    DSO_DEVICE Key find_key(const MlaDecodeKeys& range, int i) const {
-        const int key = (range.first_tile + i) * kMlaTile + warp_ * kMlaQuarter + lane_ % kMlaQuarter;
-        const int column = key / arguments_.page_size;
-        const bool is_seen = key >= 0 && key < range.some_see;  // beyond 2^31 keys are none
-        return {is_seen ? table_[column] : -1, key - column * arguments_.page_size};
-    }
-
-    /// Where the key begins in the cache; negative: there is no such key.
-    DSO_DEVICE int64_t place_of(Key key) const {
-        const bool exists = key.page >= 0 && key.page < arguments_.num_pages;
-        return exists ? key.page * arguments_.page_stride + key.row * arguments_.key_stride : -1;
-    }
+    DSO_DEVICE int key_of(int tile) const { return tile * kMlaTile + warp_ * kMlaQuarter + lane_ % kMlaQuarter; }
+    DSO_DEVICE MlaKey find(int tile, int num_keys) const { return MlaKey(arguments_, table_, key_of(tile), num_keys); }
 
     /// Starts the copies of a side of the warp's keys: 0 is left, 1 right and the rotated channels. What does not exist
     /// is zeros.
@@ -689,13 +456,14 @@ class MlaFp8Loader {
     const MlaDecodeArguments& arguments_;
     const int32_t* table_;
     const int warp_, lane_;
+    const MlaKey first_;  // of the first tile
 };
 
 /// The rows of q to shared memory, by the computing threads, six of them a row; zeros where there are none.
 template <typename Types>
 DSO_DEVICE void load_queries(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments,
                              const MlaDecodeRows& rows) {
-    constexpr int kThreadsOfRow = kMlaMathThreads / kMlaTile, kChunks = kMlaKeyDim / 8 / kThreadsOfRow;
+    constexpr int kThreadsOfRow = kMlaMathThreads / kMlaTileRows, kChunks = kMlaKeyDim / 8 / kThreadsOfRow;
     const int row = threadIdx.x / kThreadsOfRow, first_chunk = threadIdx.x % kThreadsOfRow;
     uint4 values[kChunks] = {};
     if (row < rows.num_rows) {
@@ -727,6 +495,7 @@ class MlaDecodeScores {
         : shared_(shared),
           scale_log2_(arguments.scale_log2),
           first_tile_(keys.first_tile),
+          tile_step_(keys.tile_step),
           num_tiles_(keys.num_tiles),
           num_tiles_by_tma_(keys.num_tiles_by_tma(arguments)),
           all_see_(keys.all_see),
@@ -779,7 +548,7 @@ class MlaDecodeScores {
             ptx::wgmma_wait<0>();
             ptx::keep_in_order(scores);
             if (lane_ == 0) ptx::mbarrier_arrive(&shared_.scored[state.right.stage]);
-            take_probabilities(scores, correction, (first_tile_ + i) * kMlaTile, state);
+            take_probabilities(scores, correction, (first_tile_ + i * tile_step_) * kMlaTile, state);
             send(scores, correction, state);
         }
     }
@@ -902,7 +671,7 @@ class MlaDecodeScores {
 
     MlaDecodeShared<Types>& shared_;
     const float scale_log2_;
-    const int first_tile_, num_tiles_, num_tiles_by_tma_;
+    const int first_tile_, tile_step_, num_tiles_, num_tiles_by_tma_;
     const int all_see_;
     const bool differ_;  // some rows see fewer keys than others
     const int warp_, lane_;
@@ -1020,8 +789,8 @@ DSO_DEVICE void store_values(MlaDecodeShared<Types>& shared, const MlaDecodeArgu
     __syncwarp();
     const int num_rows = min(16, rows.num_rows - first_row);
     for (int row = 0; row < num_rows; ++row) {
-        store_out(arguments, rows, first_row + row, side * 256 + lane * 8,
-                  *reinterpret_cast<const uint4*>(panels[lane / 8] + swizzled_offset(row, lane % 8)));
+        *reinterpret_cast<uint4*>(out_of(arguments, rows, first_row + row) + side * 256 + lane * 8) =
+            *reinterpret_cast<const uint4*>(panels[lane / 8] + swizzled_offset(row, lane % 8));
     }
 }
 
@@ -1038,234 +807,6 @@ DSO_DEVICE void lay_out_values(MlaDecodeShared<Types>& shared, const MlaDecodeRo
         shared.sums.groups[32 * side + j][row_warp][lane] = {x[0], x[1], x[2], x[3]};
     }
 }
-
-/// By all warps that compute: adds up the cluster's sums, and the parts if this is the last of them to come.
-template <typename Types>
-class MlaDecodeCombination {
-  public:
-    DSO_DEVICE MlaDecodeCombination(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments, int warp)
-        : shared_(shared),
-          arguments_(arguments),
-          size_(static_cast<int>(ptx::cluster_size())),
-          rank_(static_cast<int>(ptx::cluster_rank())),
-          rows_(arguments),
-          num_parts_(arguments.tiles_per_part != 0 ? MlaDecodeKeys(arguments, rows_, size_, rank_).num_parts
-                                                   : arguments.num_parts),
-          warp_(warp),
-          lane_(threadIdx.x % 32) {}
-
-    DSO_DEVICE void run() {
-        ptx::fence_release_shared_to_cluster();
-        ptx::cluster_arrive();
-        ptx::cluster_wait();
-        combine_cluster();
-        if (size_ > 1) ptx::cluster_arrive();  // this thread has read what it needs
-        if (num_parts_ > 1 && is_last_part()) combine_parts();
-        if (size_ > 1) ptx::cluster_wait();  // the others read from here
-    }
-
-  private:
-    DSO_DEVICE int num_row_warps() const { return ceil_div(rows_.num_rows, 16); }
-    /// Each warp has one sixteenth of the rows, and some groups of the CTA's own.
-    DSO_DEVICE int group_step() const { return kMlaMathWarps / num_row_warps(); }
-    DSO_DEVICE int row_warp() const { return warp_ / group_step(); }
-    DSO_DEVICE int first_group() const { return warp_ % group_step(); }
-    DSO_DEVICE int row(int h) const { return row_warp() * 16 + lane_ / 4 + 8 * h; }
-
-    DSO_DEVICE void combine_cluster() {
-        const int num_groups = kMlaGroups / size_;
-        float4 sources[kMlaMaxCluster];
-        int owned = first_group();
-        if (owned < num_groups) read_sources(sources, rank_ * num_groups + owned);
-        if (threadIdx.x < kMlaTile) weigh_sources(static_cast<int>(threadIdx.x));
-        ptx::named_barrier_sync(2, kMlaMathThreads);
-        float weights[kMlaMaxCluster][2];
-#pragma unroll
-        for (int source = 0; source < kMlaMaxCluster; ++source) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) weights[source][h] = shared_.sums.weights[source][row(h)];
-        }
-        while (owned < num_groups) {
-            float4 sum{};
-#pragma unroll
-            for (int source = 0; source < kMlaMaxCluster; ++source) {
-                sum.x += weights[source][0] * sources[source].x;
-                sum.y += weights[source][0] * sources[source].y;
-                sum.z += weights[source][1] * sources[source].z;
-                sum.w += weights[source][1] * sources[source].w;
-            }
-            const int group = rank_ * num_groups + owned;
-            owned += group_step();
-            if (owned < num_groups) read_sources(sources, rank_ * num_groups + owned);
-            if (num_parts_ > 1) {
-                *partial_sums(rows_.part, group) = sum;
-            } else {
-                store_group(group, sum);
-            }
-        }
-    }
-
-    /// What the CTAs of the cluster have of a group, and zeros of those that there are not.
-    DSO_DEVICE void read_sources(float4 (&sources)[kMlaMaxCluster], int group) const {
-#pragma unroll
-        for (int source = 0; source < kMlaMaxCluster; ++source) {
-            sources[source] = {};
-            if (source < size_)
-                sources[source] = ptx::load_from_cluster(
-                    ptx::cluster_address(&shared_.sums.groups[group][row_warp()][lane_], source));
-        }
-    }
-
-    /// What each CTA's sums of a row are to be multiplied by; and the row's logarithm.
-    DSO_DEVICE void weigh_sources(int row) {
-        SoftmaxPart parts[kMlaMaxCluster];
-#pragma unroll
-        for (int source = 0; source < kMlaMaxCluster; ++source) {
-            parts[source] = {kMinusInfinity, 0.f, 0.f};
-            if (source >= size_) continue;
-            const float4 x = ptx::load_from_cluster(ptx::cluster_address(&shared_.rows[row], source));
-            parts[source] = {x.x, x.y, x.z};
-        }
-        float base = kMinusInfinity, total = 0.f, rounded_total = 0.f, weights[kMlaMaxCluster];
-#pragma unroll
-        for (const SoftmaxPart& part : parts) base = fmaxf(base, part.base);
-#pragma unroll
-        for (int source = 0; source < kMlaMaxCluster; ++source) {
-            weights[source] = weight_of(parts[source], base);
-            total += weights[source] * parts[source].sum;
-            rounded_total += weights[source] * parts[source].rounded_sum;
-        }
-        const float inverse = inverse_of(rounded_total) * arguments_.value_scale;
-#pragma unroll
-        for (int source = 0; source < kMlaMaxCluster; ++source)
-            shared_.sums.weights[source][row] = weights[source] * inverse;
-        const float lse_log2 = log2_sum(base, total);
-        if (num_parts_ > 1) {
-            *partial_lse(rows_.part, row) = lse_log2;
-        } else if (rank_ == 0 && row < rows_.num_rows) {
-            store_lse(arguments_, rows_, row, lse_log2);
-        }
-    }
-
-    /// Whether all other parts of this CTA's columns have come.
-    DSO_DEVICE bool is_last_part() {
-        ptx::named_barrier_sync(2, kMlaMathThreads);
-        if (threadIdx.x == 0) {
-            unsigned long long* counter = counter_of(arguments_, rows_, size_, rank_);
-            __threadfence();
-            shared_.is_last = atomicAdd(counter, 1ull) == kMlaCounts + num_parts_ - 1;
-            __threadfence();
-            if (shared_.is_last) *counter = 0;  // what lies here next must not look like a counter
-        }
-        ptx::named_barrier_sync(2, kMlaMathThreads);
-        return shared_.is_last;
-    }
-
-    DSO_DEVICE void combine_parts() {
-        if (threadIdx.x < 4 * kMlaTile)
-            weigh_parts(static_cast<int>(threadIdx.x) / 4, static_cast<int>(threadIdx.x) % 4);
-        ptx::named_barrier_sync(2, kMlaMathThreads);
-        if (num_parts_ <= 2) {
-            add_parts<2>();
-        } else if (num_parts_ <= 4) {
-            add_parts<4>();
-        } else {
-            add_parts<kMlaLoadsAtOnce>();
-        }
-    }
-
-    /// What each part's sums of a row are to be multiplied by, four lanes a row; and the row's logarithm.
-    DSO_DEVICE void weigh_parts(int row, int lane) {
-        if (row / 16 >= num_row_warps()) return;
-        const float* lse = partial_lse(0, row);
-        float top = kMinusInfinity, total = 0.f;
-#pragma unroll 4
-        for (int part = lane; part < num_parts_; part += 4) {
-            const float x = __ldcg(lse + part);
-            shared_.sums.part_weights[part][row] = x;
-            top = fmaxf(top, x);
-        }
-#pragma unroll
-        for (int distance = 1; distance < 4; distance *= 2)
-            top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFF, top, distance));
-        for (int part = lane; part < num_parts_; part += 4) {
-            float& weight = shared_.sums.part_weights[part][row];
-            weight = weight == kMinusInfinity ? 0.f : ptx::exp2(weight - top);
-            total += weight;
-        }
-#pragma unroll
-        for (int distance = 1; distance < 4; distance *= 2) total += __shfl_xor_sync(0xFFFFFFFF, total, distance);
-        const float inverse = inverse_of(total);
-        for (int part = lane; part < num_parts_; part += 4) shared_.sums.part_weights[part][row] *= inverse;
-        if (rank_ == 0 && lane == 0 && row < rows_.num_rows) store_lse(arguments_, rows_, row, log2_sum(top, total));
-    }
-
-    /// `kParts` parts of several groups at a time: as many loads are on their way at once.
-    template <int kParts>
-    DSO_DEVICE void add_parts() const {
-        constexpr int kItems = kMlaLoadsAtOnce / kParts;
-        const int num_groups = kMlaGroups / size_, step = group_step();
-        for (int owned = first_group(); owned < num_groups; owned += kItems * step) {
-            float4 sums[kItems] = {};
-            for (int first = 0; first < num_parts_; first += kParts) {
-                const float4* places = partial_sums(first, rank_ * num_groups + owned);
-                float4 x[kItems][kParts];
-#pragma unroll
-                for (int item = 0; item < kItems; ++item) {
-#pragma unroll
-                    for (int i = 0; i < kParts; ++i) {
-                        const bool exists = owned + item * step < num_groups && first + i < num_parts_;
-                        x[item][i] = exists ? __ldcg(places + i * kMlaPartialSums) : float4{};
-                    }
-                    places += step * kMlaRowWarps * 32;
-                }
-#pragma unroll
-                for (int i = 0; i < kParts; ++i) {
-                    const float* weights = shared_.sums.part_weights[min(first + i, num_parts_ - 1)];
-                    const float upper = weights[row(0)], lower = weights[row(1)];
-#pragma unroll
-                    for (int item = 0; item < kItems; ++item) {
-                        sums[item].x += upper * x[item][i].x;
-                        sums[item].y += upper * x[item][i].y;
-                        sums[item].z += lower * x[item][i].z;
-                        sums[item].w += lower * x[item][i].w;
-                    }
-                }
-            }
-#pragma unroll
-            for (int item = 0; item < kItems; ++item) {
-                if (owned + item * step < num_groups) store_group(rank_ * num_groups + owned + item * step, sums[item]);
-            }
-        }
-    }
-
-    DSO_DEVICE float4* partial_sums(int part, int group) const {
-        const int64_t place = int64_t{rows_.unit} * arguments_.num_parts + part;
-        return arguments_.partial_sums + place * kMlaPartialSums + (group * kMlaRowWarps + row_warp()) * 32 + lane_;
-    }
-    /// Those of a row's parts follow one another.
-    DSO_DEVICE float* partial_lse(int part, int row) const {
-        const int64_t place = (int64_t{rows_.unit} * size_ + rank_) * kMlaTile + row;
-        return arguments_.partial_lse + place * arguments_.num_parts + part;
-    }
-
-    /// Two neighbours of each of this lane's rows, to the caller.
-    DSO_DEVICE void store_group(int group, float4 x) const {
-        const int column = group * 8 + lane_ % 4 * 2;
-        const uint32_t pairs[2] = {pack_half<Types::kQuery>(x.x, x.y), pack_half<Types::kQuery>(x.z, x.w)};
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            if (row(h) < rows_.num_rows) store_out(arguments_, rows_, row(h), column, pairs[h]);
-        }
-    }
-
-    MlaDecodeShared<Types>& shared_;
-    const MlaDecodeArguments& arguments_;
-    const int size_, rank_;
-    const MlaDecodeRows rows_;
-    const int num_parts_;
-    const int warp_, lane_;
-};
 
 // ----------------------------------------------------------------------------------------------------- kernel
 
@@ -1285,11 +826,11 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
             shared.right.init(Types::kRightArrivals, 8);
             if (arguments.box_rows != 0) ptx::prefetch_tensor_map(&map_kv);
             for (int stage = 0; stage < Types::kRightStages; ++stage) {
-                ptx::mbarrier_init(&shared.p_full[stage], kMlaTile / 2);
+                ptx::mbarrier_init(&shared.p_full[stage], kMlaTileRows / 2);
                 ptx::mbarrier_init(&shared.scored[stage], 4);
             }
             ptx::mbarrier_init(&shared.q_taken, 4);
-            ptx::mbarrier_init(&shared.rows_full, kMlaTile / 2);
+            ptx::mbarrier_init(&shared.rows_full, kMlaTileRows / 2);
             ptx::fence_mbarrier_init();
         }
         __syncwarp();
@@ -1299,21 +840,22 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     }
     ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
-    const MlaDecodeRows rows(arguments);
+    const MlaDecodeRows rows(arguments, kMlaTileRows);
     if (has_no_work(arguments, rows, cluster_size, rank)) return;
     if (warp >= kMlaMathWarps) {
         ptx::setmaxnreg_dec<32>();
-        const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);
+        const int share = share_of(rows, cluster_size, rank), loader = warp - kMlaMathWarps;
         if constexpr (Types::kIsFp8) {
-            MlaFp8Loader<Types>(shared, arguments, rows, warp - kMlaMathWarps).run(keys);
+            const MlaFp8Loader<Types> load(shared, arguments, rows, share, loader);
+            load.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
         } else {
-            MlaDecodeLoader<Types>(shared, &map_kv, arguments, rows, warp - kMlaMathWarps).run(keys);
+            const MlaDecodeLoader<Types> load(shared, &map_kv, arguments, rows, share, loader);
+            load.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
         }
         return;
     }
     ptx::setmaxnreg_inc<160>();
     if (threadIdx.x == 0 && arguments.num_parts > 1) open_counter(counter_of(arguments, rows, cluster_size, rank));
-    if (threadIdx.x == kMlaMathThreads - 1) prefetch_pages(arguments, rows, cluster_size, rank);
     load_queries(shared, arguments, rows);
     const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);
     MlaValueSums sums;
@@ -1330,14 +872,14 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     ptx::named_barrier_sync(2, kMlaMathThreads);  // shared.rows are there, and no product is running
     if (warp >= 4) {
         ptx::mbarrier_wait(&shared.rows_full, 0);
-        const MlaDecodeRows rows_again(arguments);
+        const MlaDecodeRows rows_again(arguments, kMlaTileRows);
         if (is_alone(arguments)) {
             store_values(shared, arguments, rows_again, sums, warp - 4);
         } else {
             lay_out_values(shared, rows_again, sums, warp - 4);
         }
     }
-    if (!is_alone(arguments)) MlaDecodeCombination<Types>(shared, arguments, warp).run();
+    if (!is_alone(arguments)) MlaDecodeCombination<Types, MlaDecodeShared<Types>>(shared, arguments, warp).run();
 }
 
 }  // namespace dso

@@ -329,11 +329,11 @@ typedef struct dso_mla_decode {
     int batch_invariant;  // 1: the bits of a request depend on its own operands alone
 } dso_mla_decode;
 
-// How many CTAs share the keys of a request, from extents alone: 1, 2, 4 or 8 of a cluster, and clusters. With
-// tiles_per_part, a request of fewer than num_parts times so many tiles of 64 keys has only as many clusters as it
-// fills; with 0 all have num_parts.
+// How many CTAs share the keys of a tile of rows, from extents alone: 1, 2, 4 or 8 of a cluster, and clusters. A tile
+// is up to tile_rows rows of a request, 64 or 16, a row being a (query, head) pair. With tiles_per_part, a request of
+// fewer than num_parts times so many tiles of 64 keys has only as many clusters as it fills; with 0 all have num_parts.
 typedef struct dso_mla_decode_plan {
-    int cluster_size, num_parts, tiles_per_part;
+    int cluster_size, num_parts, tiles_per_part, tile_rows;
     int64_t workspace_bytes;
 } dso_mla_decode_plan;
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/sm90_mla_decode.cuh"
+#include "kernels/sm90_mla_decode_few_rows.cuh"
 #include "launch/cuda_check.h"
 #include "launch/device_info.h"
 #include "launch/launch.h"
@@ -11,28 +12,34 @@
 #include "launch/tensor_map.h"
 
 namespace dso {
+
+static_assert(kMlaTileRows == kMlaManyRowsTile && kMlaFewRows == kMlaFewRowsTile);
+
 namespace {
 
 constexpr int64_t kMostInt = (int64_t{1} << 31) - 1;
 constexpr int64_t kMostKeys = kMostInt / kMlaTile * kMlaTile;
 
-/// Extents that follow from a call's.
-struct MlaDecodeShape {
-    int64_t num_rows, num_row_tiles;  // of a request; of ragged queries, on average
-    int64_t num_units;                // tiles of rows of all; of ragged queries, as many as there can be
-    int64_t max_keys;
-
-    explicit MlaDecodeShape(const dso_mla_decode& decode)
-        : max_keys(decode.max_pages > kMostKeys / decode.page_size ? kMostKeys : decode.max_pages * decode.page_size) {
-        const bool is_ragged = decode.cu_seqlens_q != nullptr;
-        const int64_t s_q = is_ragged ? ceil_div(decode.s_q, std::max<int64_t>(decode.b, 1)) : decode.s_q;
-        num_rows = s_q * decode.num_heads;
-        num_row_tiles = ceil_div<int64_t>(num_rows, kMlaTile);
-        // Ragged, each request, and the rows before and after those of all, may begin a tile that it does not fill.
-        num_units = is_ragged ? ceil_div<int64_t>(decode.s_q * decode.num_heads, kMlaTile) + decode.b + 1
-                              : decode.b * num_row_tiles;
+int64_t key_bytes(dso_latent_format format) {
+    switch (format) {
+        case DSO_LATENT_FP8_BLOCKS:
+            return kFp8RowBytes;
+        case DSO_LATENT_FP8:
+            return kMlaKeyDim;
+        default:
+            return 2 * kMlaKeyDim;
     }
-};
+}
+
+MlaDecodeShape shape_of(const dso_mla_decode& decode) {
+    const bool fits = decode.max_pages <= kMostKeys / decode.page_size;
+    return {decode.b,
+            decode.s_q,
+            decode.num_heads,
+            decode.cu_seqlens_q != nullptr,
+            fits ? decode.max_pages * decode.page_size : kMostKeys,
+            key_bytes(decode.format)};
+}
 
 /// What several parts need: their sums, their logarithms, and one counter for each CTA of a cluster.
 struct MlaDecodeScratch {
@@ -40,9 +47,9 @@ struct MlaDecodeScratch {
 
     MlaDecodeScratch(const MlaDecodeShape& shape, const dso_mla_decode_plan& plan) {
         if (plan.num_parts == 1) return;
-        const int64_t num_ctas = shape.num_units * plan.cluster_size;  // of one part
-        sum_bytes = shape.num_units * plan.num_parts * kMlaPartialSums * int64_t{sizeof(float4)};
-        lse_bytes = num_ctas * kMlaTile * plan.num_parts * int64_t{sizeof(float)};
+        const int64_t num_units = shape.num_units(plan.tile_rows), num_ctas = num_units * plan.cluster_size;
+        sum_bytes = num_units * plan.num_parts * num_partial_sums(plan.tile_rows) * int64_t{sizeof(float4)};
+        lse_bytes = num_ctas * plan.tile_rows * plan.num_parts * int64_t{sizeof(float)};
         counter_bytes = num_ctas * int64_t{sizeof(unsigned long long)};
     }
 
@@ -52,7 +59,8 @@ struct MlaDecodeScratch {
 bool is_possible(const dso_mla_decode_plan& plan) {
     const int size = plan.cluster_size;
     return (size == 1 || size == 2 || size == 4 || size == 8) && plan.num_parts >= 1 &&
-           plan.num_parts <= kMlaMaxParts && plan.tiles_per_part >= 0;
+           plan.num_parts <= kMlaMaxParts && plan.tiles_per_part >= 0 &&
+           (plan.tile_rows == kMlaManyRowsTile || plan.tile_rows == kMlaFewRowsTile);
 }
 
 /// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; 0 where none do.
@@ -92,7 +100,7 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             static_cast<int>(decode.b),
             static_cast<int>(decode.s_q),
             static_cast<int>(decode.num_heads),
-            static_cast<int>(shape.num_row_tiles),
+            static_cast<int>(shape.num_row_tiles(plan.tile_rows)),
             plan.num_parts,
             plan.tiles_per_part,
             box_rows_of(decode),
@@ -102,25 +110,46 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
 }
 
 template <typename Types>
-dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device, dso_stream stream) {
-    const MlaDecodeShape shape(decode);
-    const MlaDecodeScratch scratch(shape, plan);
-    const int64_t num_ctas = shape.num_units * plan.cluster_size;  // of one part
-    if (num_ctas > kMostInt) return fail(DSO_INVALID, "mla_decode: more than 2^31 tiles of rows");
-    if (scratch.num_bytes() > 0 && !decode.workspace) return fail(DSO_INVALID, "mla_decode: no workspace");
-    const MlaDecodeArguments arguments = arguments_of(decode, shape, plan);
+dso_status launch_many_rows(const dso_mla_decode& decode, const MlaDecodeArguments& arguments, LaunchShape shape,
+                            int device) {
     TensorMap map_kv{};
     if (arguments.box_rows != 0)
         DSO_TRY(encode_tensor_map({decode.kv_cache, decode.num_pages, decode.page_size, kMlaKeyDim, decode.page_stride,
                                    decode.key_stride, 2, arguments.box_rows, 64, true},
                                   &map_kv));
     constexpr auto kernel = sm90_mla_decode_kernel<Types>;
-    constexpr int kSharedBytes = sizeof(MlaDecodeShared<Types>);
-    DSO_TRY(allow_shared_memory<kernel>(device, kSharedBytes));
-    return launch_kernel(kernel,
-                         {dim3(static_cast<unsigned>(num_ctas), static_cast<unsigned>(plan.num_parts)),
-                          dim3(kMlaThreads), kSharedBytes, stream, plan.cluster_size, true},
-                         map_kv, arguments);
+    shape.threads = dim3(kMlaThreads);
+    shape.shared_bytes = sizeof(MlaDecodeShared<Types>);
+    DSO_TRY(allow_shared_memory<kernel>(device, shape.shared_bytes));
+    return launch_kernel(kernel, shape, map_kv, arguments);
+}
+
+template <typename Types>
+dso_status launch_few_rows(const MlaDecodeArguments& arguments, LaunchShape shape, int device) {
+    constexpr auto kernel = sm90_mla_decode_few_rows_kernel<Types>;
+    shape.threads = dim3(kMlaFewRowsThreads);
+    shape.shared_bytes = sizeof(MlaFewRowsShared<Types>);
+    DSO_TRY(allow_shared_memory<kernel>(device, shape.shared_bytes));
+    return launch_kernel(kernel, shape, arguments);
+}
+
+template <ptx::HalfType query, LatentFormat format>
+dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device, dso_stream stream) {
+    const MlaDecodeShape shape = shape_of(decode);
+    const MlaDecodeScratch scratch(shape, plan);
+    const int64_t num_ctas = shape.num_units(plan.tile_rows) * plan.cluster_size;  // of one part
+    if (num_ctas > kMostInt) return fail(DSO_INVALID, "mla_decode: more than 2^31 tiles of rows");
+    if (scratch.num_bytes() > 0 && !decode.workspace) return fail(DSO_INVALID, "mla_decode: no workspace");
+    const MlaDecodeArguments arguments = arguments_of(decode, shape, plan);
+    const LaunchShape launch_shape{dim3(static_cast<unsigned>(num_ctas), static_cast<unsigned>(plan.num_parts)),
+                                   dim3(),
+                                   0,
+                                   stream,
+                                   plan.cluster_size,
+                                   true};
+    if (plan.tile_rows == kMlaFewRowsTile)
+        return launch_few_rows<MlaFewRowsTypes<query, format>>(arguments, launch_shape, device);
+    return launch_many_rows<MlaDecodeTypes<query, format>>(decode, arguments, launch_shape, device);
 }
 
 template <ptx::HalfType query>
@@ -128,33 +157,16 @@ dso_status launch_for_cache(const dso_mla_decode& decode, const dso_mla_decode_p
                             dso_stream stream) {
     switch (decode.format) {
         case DSO_LATENT_FP8_BLOCKS:
-            return launch<MlaDecodeTypes<query, LatentFormat::kFp8Blocks>>(decode, plan, device, stream);
+            return launch<query, LatentFormat::kFp8Blocks>(decode, plan, device, stream);
         case DSO_LATENT_FP8:
-            return launch<MlaDecodeTypes<query, LatentFormat::kFp8>>(decode, plan, device, stream);
+            return launch<query, LatentFormat::kFp8>(decode, plan, device, stream);
         default:
-            return launch<MlaDecodeTypes<query, LatentFormat::kPlain>>(decode, plan, device, stream);
+            return launch<query, LatentFormat::kPlain>(decode, plan, device, stream);
     }
 }
 
 bool is_empty(const dso_mla_decode& decode) {
     return decode.s_q == 0 || (decode.b == 0 && decode.cu_seqlens_q == nullptr);
-}
-
-int64_t row_bytes(dso_latent_format format) {
-    switch (format) {
-        case DSO_LATENT_FP8_BLOCKS:
-            return kFp8RowBytes;
-        case DSO_LATENT_FP8:
-            return kMlaKeyDim;
-        default:
-            return 2 * kMlaKeyDim;
-    }
-}
-
-MlaDecodeSplits splits_of(const dso_mla_decode& decode, const MlaDecodeShape& shape, int num_sms) {
-    if (decode.batch_invariant) return plan_batch_invariant_mla_decode(shape.max_keys);
-    return plan_mla_decode(shape.num_units, shape.num_row_tiles, std::min<int64_t>(shape.num_rows, kMlaTile),
-                           shape.max_keys, row_bytes(decode.format), num_sms);
 }
 
 }  // namespace
@@ -163,13 +175,14 @@ MlaDecodeSplits splits_of(const dso_mla_decode& decode, const MlaDecodeShape& sh
 extern "C" dso_status dso_plan_mla_decode(const dso_mla_decode* decode, dso_mla_decode_plan* plan) {
     using namespace dso;
     DSO_TRY(check_mla_decode(*decode));
-    *plan = {1, 1, 0, 0};
+    *plan = {1, 1, 0, kMlaManyRowsTile, 0};
     if (is_empty(*decode)) return DSO_OK;
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
-    const MlaDecodeShape shape(*decode);
-    const MlaDecodeSplits splits = splits_of(*decode, shape, num_sms);
-    *plan = {splits.cluster_size, splits.num_parts, splits.tiles_per_part, 0};
+    const MlaDecodeShape shape = shape_of(*decode);
+    const MlaDecodePlan chosen =
+        decode->batch_invariant ? plan_batch_invariant_mla_decode(shape) : plan_mla_decode(shape, num_sms);
+    *plan = {chosen.cluster_size, chosen.num_parts, chosen.tiles_per_part, chosen.tile_rows, 0};
     plan->workspace_bytes = MlaDecodeScratch(shape, *plan).num_bytes();
     return DSO_OK;
 }

@@ -7,59 +7,81 @@
 namespace dso {
 namespace {
 
-// Microseconds, fitted to plans measured on an H200 (docs/mla_decode.md).
-constexpr double kCta = 6.5;  // to start, to load q and the first keys, and to store
-constexpr double kTileOfTensorCore = 1.8;
-constexpr double kTileKeys = 64, kBytesOfMemory = 4.25e6;   // that arrive at one SM if no other reads
-constexpr double kRound = .25, kSourceOfRound = .19;        // to add up what the warps of a cluster have at a time
-constexpr double kParts = 1.5, kPartsOfRound = .85;         // to add up several parts, and eight of them at a time
-constexpr int kWarps = 12, kGroups = 64, kPartsAtOnce = 8;  // see kernels/sm90_mla_decode.cuh
+constexpr int kTileKeys = 64, kWarps = 12, kGroups = 64, kPartsAtOnce = 8;  // see kernels/mla_decode_combination.cuh
 
-struct Problem {
-    int64_t num_units, num_row_tiles, num_row_warps, num_tiles, key_bytes;
-    int num_sms;
+/// What a kernel's time consists of, in microseconds and bytes per microsecond: fitted to the times of many plans on an
+/// H200 (docs/mla_decode.md).
+struct Kernel {
+    int tile_rows;
+    double cta;                              // to start, to load q and the first keys, and to store
+    double tile, fp8_tile;                   // of keys that are there
+    double memory, l2, sm, sm_of_cluster;    // that arrive: from memory, from L2; at an SM, at one of a large cluster
+    double cluster, round, source_of_round;  // to add up what the warps of a cluster have at a time
+    double parts, parts_of_round;            // to add up several parts, and eight of them at a time
 };
 
-double cost(const MlaDecodeSplits& splits, const Problem& problem) {
-    const int64_t size = splits.cluster_size, num_parts = splits.num_parts;
+constexpr Kernel kKernels[] = {
+    {kMlaFewRowsTile, 5.5, 1.08, 1.28, 3.97e6, 5.56e6, 61e3, 47e3, .48, .37, 0., 1.86, .57},
+    {kMlaManyRowsTile, 7.4, 1.77, 3.28, 4.07e6, 9.3e6, 81e3, 59e3, 0., .19, .19, 1.83, .54},
+};
+
+bool is_fp8(const MlaDecodeShape& shape) { return shape.key_bytes < 1024; }
+
+double cost(const MlaDecodeShape& shape, int size, int num_parts, const Kernel& kernel, int num_sms) {
     // A cluster lies within one of the groups of SMs, which are not all multiples of its size: of 132 SMs 120 find
     // their place in clusters of 4 or 8.
-    const int64_t usable = size > 2 ? problem.num_sms * 10 / 11 : problem.num_sms;
-    const int64_t slots = std::max(usable / size * size, size);
-    const int64_t num_ctas = problem.num_units * size * num_parts;
-    const int64_t waves = ceil_div(num_ctas, slots);
-    const int64_t tiles = ceil_div(problem.num_tiles, size * num_parts);
+    const int64_t usable = size > 2 ? num_sms * 10 / 11 : num_sms,
+                  slots = std::max<int64_t>(usable / size * size, size);
+    const int64_t num_ctas = shape.num_units(kernel.tile_rows) * size * num_parts;
+    const int64_t tiles = ceil_div(ceil_div<int64_t>(shape.max_keys, kTileKeys), int64_t{size} * num_parts);
+    const auto running = static_cast<double>(std::min(num_ctas, slots));
     // The tiles of rows of a request read the same keys, and L2 serves all but the first.
-    const double readers = static_cast<double>(std::min(num_ctas, slots)) / static_cast<double>(problem.num_row_tiles);
-    const double tile_of_memory = kTileKeys * static_cast<double>(problem.key_bytes) / kBytesOfMemory;
-    const double tile = std::max(kTileOfTensorCore, tile_of_memory * readers);
-    double time = static_cast<double>(waves) * (kCta + static_cast<double>(tiles) * tile);
+    const double readers = running / static_cast<double>(shape.num_row_tiles(kernel.tile_rows));
+    const double bytes = kTileKeys * static_cast<double>(shape.key_bytes);
+    const double tile = std::max({is_fp8(shape) ? kernel.fp8_tile : kernel.tile, bytes * readers / kernel.memory,
+                                  bytes * running / kernel.l2, bytes / (size > 2 ? kernel.sm_of_cluster : kernel.sm)});
+    double time = static_cast<double>(ceil_div(num_ctas, slots)) * (kernel.cta + static_cast<double>(tiles) * tile);
     if (size == 1 && num_parts == 1) return time;
-    const auto rounds = static_cast<double>(ceil_div(kGroups / size * problem.num_row_warps, int64_t{kWarps}));
-    time += rounds * (kRound + kSourceOfRound * static_cast<double>(size));
+    const int64_t row_warps = ceil_div<int64_t>(std::min<int64_t>(shape.num_rows(), kernel.tile_rows), 16);
+    const auto rounds = static_cast<double>(ceil_div<int64_t>(kGroups / size * row_warps, kWarps));
+    time += kernel.cluster + rounds * (kernel.round + kernel.source_of_round * size);
     if (num_parts > 1)
-        time += kParts + kPartsOfRound * rounds * static_cast<double>(ceil_div(num_parts, int64_t{kPartsAtOnce}));
+        time += kernel.parts + kernel.parts_of_round * rounds * static_cast<double>(ceil_div(num_parts, kPartsAtOnce));
     return time;
 }
 
+int tile_rows_for(int64_t num_rows) { return num_rows <= kMlaFewRowsTile ? kMlaFewRowsTile : kMlaManyRowsTile; }
+
 }  // namespace
 
-MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_t num_rows, int64_t max_keys,
-                                int64_t key_bytes, int num_sms) {
+int64_t MlaDecodeShape::num_rows() const {
+    return (is_ragged ? ceil_div(num_queries, std::max<int64_t>(num_requests, 1)) : num_queries) * num_heads;
+}
+
+int64_t MlaDecodeShape::num_row_tiles(int tile_rows) const { return ceil_div<int64_t>(num_rows(), tile_rows); }
+
+int64_t MlaDecodeShape::num_units(int tile_rows) const {
+    if (!is_ragged) return num_requests * num_row_tiles(tile_rows);
+    // Each request, and the rows before and after those of all, may begin a tile that it does not fill.
+    return ceil_div<int64_t>(num_queries * num_heads, tile_rows) + num_requests + 1;
+}
+
+MlaDecodePlan plan_mla_decode(const MlaDecodeShape& shape, int num_sms) {
     constexpr int64_t kFewTiles = 4;  // not worth sharing; so short sequences get the same bits in every batch
-    const Problem problem{num_units, num_row_tiles, ceil_div<int64_t>(num_rows, 16), ceil_div<int64_t>(max_keys, 64),
-                          key_bytes, num_sms};
-    MlaDecodeSplits best{1, 1, 0};
-    if (problem.num_tiles <= kFewTiles || num_units == 0) return best;
-    double least = cost(best, problem);
-    for (int cluster_size = 1; cluster_size <= 8; cluster_size *= 2) {
-        for (int num_parts = 1; num_parts == 1 || num_units * cluster_size * num_parts <= num_sms; ++num_parts) {
-            if (int64_t{cluster_size} * num_parts > problem.num_tiles) break;
-            const MlaDecodeSplits splits{cluster_size, num_parts, 0};
-            const double time = cost(splits, problem);
-            if (time < least) {
+    const int64_t num_tiles = ceil_div<int64_t>(shape.max_keys, kTileKeys);
+    MlaDecodePlan best{1, 1, 0, tile_rows_for(shape.num_rows())};
+    if (num_tiles <= kFewTiles || shape.num_units(best.tile_rows) == 0) return best;
+    double least = -1.;
+    for (const Kernel& kernel : kKernels) {
+        if (kernel.tile_rows > kMlaFewRowsTile && shape.num_rows() <= kMlaFewRowsTile) continue;
+        const int64_t num_units = shape.num_units(kernel.tile_rows);
+        for (int size = 1; size <= 8; size *= 2) {
+            for (int parts = 1; parts == 1 || num_units * size * parts <= num_sms; ++parts) {
+                if (int64_t{size} * parts > num_tiles) break;
+                const double time = cost(shape, size, parts, kernel, num_sms);
+                if (least >= 0. && time >= least) continue;
                 least = time;
-                best = splits;
+                best = {size, parts, 0, kernel.tile_rows};
             }
         }
     }
@@ -68,11 +90,13 @@ MlaDecodeSplits plan_mla_decode(int64_t num_units, int64_t num_row_tiles, int64_
 
 // A CTA gets 8 tiles, so that little of its time is its start, until a request has 32 CTAs; from there on they get
 // more. The grid has room for all parts of all requests, and those that a short one does not have return at once: more
-// of them would cost a batch of short requests in a wide table more than they save a long one.
-MlaDecodeSplits plan_batch_invariant_mla_decode(int64_t max_keys) {
+// of them would cost a batch of short requests in a wide table more than they save a long one. A ragged request's own
+// number of queries is not known, so only that of heads can choose the kernel.
+MlaDecodePlan plan_batch_invariant_mla_decode(const MlaDecodeShape& shape) {
     constexpr int kClusterSize = 2, kTilesPerPart = 16, kMostParts = 16;
-    const int64_t parts = ceil_div<int64_t>(ceil_div<int64_t>(max_keys, 64), kTilesPerPart);
-    return {kClusterSize, static_cast<int>(std::clamp<int64_t>(parts, 1, kMostParts)), kTilesPerPart};
+    const int64_t parts = ceil_div<int64_t>(ceil_div<int64_t>(shape.max_keys, kTileKeys), kTilesPerPart);
+    return {kClusterSize, static_cast<int>(std::clamp<int64_t>(parts, 1, kMostParts)), kTilesPerPart,
+            tile_rows_for(shape.num_heads)};
 }
 
 }  // namespace dso

@@ -45,6 +45,10 @@ DSO_DEVICE void fence_release_shared_to_cluster() {
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
 }
 
+/// `fence.acq_rel.cluster`: what this thread wrote, wherever in the cluster, is seen by those that it lets go by
+/// arriving afterwards.
+DSO_DEVICE void fence_cluster() { asm volatile("fence.acq_rel.cluster;" ::: "memory"); }
+
 /// `barrier.cluster.wait`: until every thread of the cluster that still runs has arrived.
 DSO_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -63,6 +67,13 @@ DSO_DEVICE float4 load_from_cluster(uint32_t address) {
                  : "r"(address)
                  : "memory");
     return x;
+}
+
+/// `st.shared::cluster`: 16 bytes to an address from `cluster_address`.
+DSO_DEVICE void store_to_cluster(uint32_t address, float4 x) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y), "f"(x.z),
+                 "f"(x.w)
+                 : "memory");
 }
 
 /// `cp.async.bulk`: `num_bytes`, a multiple of 16, from this CTA's shared memory to an address from `cluster_address`.

@@ -13,6 +13,15 @@ DSO_DEVICE void ldmatrix_x4(uint32_t (&x)[4], const void* row) {
                  : "memory");
 }
 
+/// `ldmatrix.x4.trans`: the same of their transposes: register `j` holds elements (2 * (lane % 4), lane / 4) and the
+/// one below it of matrix `j`.
+DSO_DEVICE void ldmatrix_x4_trans(uint32_t (&x)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(smem_addr(row))
+                 : "memory");
+}
+
 /// `stmatrix.x4`: stores four 8 x 8 matrices of 16-bit elements; lane `i` gives the address of row `i % 8` of matrix
 /// `i / 8`, and register `j` of a lane holds elements (lane / 4, 2 * (lane % 4)) and its right neighbour of matrix `j`.
 DSO_DEVICE void stmatrix_x4(void* row, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {

@@ -22,6 +22,14 @@ DSO_DEVICE void tma_load_3d(void* destination, const TensorMap* map, uint64_t* b
         : "memory");
 }
 
+/// `cp.async.bulk`, global to shared: `num_bytes`, a multiple of 16, between addresses that are multiples of 16.
+DSO_DEVICE void copy_from_global_async(void* destination, const void* source, uint32_t num_bytes, uint64_t* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     smem_addr(destination)),
+                 "l"(source), "r"(num_bytes), "r"(smem_addr(barrier))
+                 : "memory");
+}
+
 /// `prefetch.global.L2`: asks for the line around `address` to be in L2 soon.
 DSO_DEVICE void prefetch_line_to_l2(const void* address) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(address) : "memory");

@@ -23,4 +23,11 @@ struct alignas(128) TensorMap {
     unsigned char opaque[128];
 };
 
+namespace ptx {
+
+/// The 16-bit types that tensor cores multiply.
+enum class HalfType { kBF16, kF16 };
+
+}  // namespace ptx
+
 }  // namespace dso

@@ -89,9 +89,6 @@ DSO_WGMMA_E4M3(128, DSO_REGS_0_63, "%64", "%65", "%66", DSO_ACC_32(d, 0), DSO_AC
 
 #undef DSO_WGMMA_E4M3
 
-/// The 16-bit types that WGMMA multiplies.
-enum class HalfType { kBF16, kF16 };
-
 /// `wgmma.mma_async.m64nNk16.f32` of bf16 or f16: d = a @ b.T (+ d). Operand b is in shared memory, K-major or MN-major
 /// ("transposed"); a is K-major there, or in registers: with g = lane / 4 and c = 2 * (lane % 4), a[0] holds elements
 /// (g, c) and (g, c + 1) of the warp's 16 rows, a[1] those of row g + 8, and a[2], a[3] those eight columns further on.

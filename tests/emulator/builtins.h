@@ -104,8 +104,15 @@ T __ldcg(const T* address) {
 
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+    const uint64_t bytes = uint64_t{y} << 32 | x;
+    uint32_t picked = 0;
+    for (int i = 0; i < 4; ++i) picked |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
+    return picked;
+}
 inline float __uint_as_float(uint32_t x) { return emulator::bits_as<float>(x); }
 inline uint32_t __float_as_uint(float x) { return emulator::bits_as<uint32_t>(x); }
+inline int __float_as_int(float x) { return emulator::bits_as<int>(x); }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fsub_rn(float x, float y) { return x - y; }
 inline float __fmul_rn(float x, float y) { return x * y; }

@@ -169,7 +169,7 @@ class MlaDecode(ctypes.Structure):
 
 class MlaDecodePlan(ctypes.Structure):
     _fields_ = [
-        *fields(ctypes.c_int, "cluster_size num_parts tiles_per_part"),
+        *fields(ctypes.c_int, "cluster_size num_parts tiles_per_part tile_rows"),
         *fields(ctypes.c_int64, "workspace_bytes"),
     ]
 
@@ -391,9 +391,10 @@ class Kernels:
         batch_invariant: bool = False,
         kv_scale: float = 1.0,
         plan: tuple[int, int] | tuple[int, int, int] | None = None,
+        tile_rows: int | None = None,
     ) -> None:
         """`plan` is the CTAs of a cluster and the number of clusters that share keys, and with how many tiles each that
-        number grows; None: the package's own."""
+        number grows; `tile_rows` the rows of a tile, 64 or 16. None: the package's own."""
         q, kv_cache, block_table, _ = operands
         (s_q, h, _), (num_pages, page_size, _) = q.shape[-3:], kv_cache.shape
         b, max_pages = block_table.shape
@@ -405,12 +406,13 @@ class Kernels:
         call = MlaDecode(*pointers, *extents, *rows, *options)
         chosen = MlaDecodePlan()
         self._call("dso_plan_mla_decode", call, chosen, has_stream=False)
-        if plan is not None:
+        if plan is not None or tile_rows is not None:
             # As many bytes as any plan takes, and poison where it has not written.
-            units = b * -(-s_q * h // 64) if cu_seqlens_q is None else -(-s_q * h // 64) + b + 1
-            size, parts, *growth = plan
-            num_bytes = 4 * units * (2 * size + parts * 64 * 512 + (parts + 7) * 64 * size)
-            chosen = MlaDecodePlan(size, parts, *(growth or [0]), num_bytes)
+            rows = tile_rows or chosen.tile_rows
+            units = b * -(-s_q * h // rows) if cu_seqlens_q is None else -(-s_q * h // rows) + b + 1
+            size, parts, *growth = plan or (chosen.cluster_size, chosen.num_parts, chosen.tiles_per_part)
+            num_bytes = 4 * units * (2 * size + parts * rows * 512 + (parts + 7) * rows * size)
+            chosen = MlaDecodePlan(size, parts, *(growth or [0]), rows, num_bytes)
         workspace = torch.full((chosen.workspace_bytes,), 0xFF, dtype=torch.uint8)
         call.workspace = workspace.data_ptr()
         self._call("dso_mla_decode_by_plan", call, chosen)

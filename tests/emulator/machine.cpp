@@ -111,6 +111,8 @@ void prepare_fiber(Thread& thread) {
     makecontext(&thread.context, enter_fiber, 0);
 }
 
+constexpr uint32_t kRegistersOfSm = 64 * 1024;
+
 /// A CTA begins to run some time later, those of a cluster by no means together.
 void start_cta(Cluster& cluster, const Launch& launch, uint32_t rank, uint64_t number) {
     cluster.ctas.push_back(std::make_unique<Cta>());
@@ -131,6 +133,7 @@ void start_cta(Cluster& cluster, const Launch& launch, uint32_t rank, uint64_t n
         thread.number = i;
         thread.index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
         thread.cta = &cta;
+        thread.num_registers = static_cast<int>(kRegistersOfSm / cta.num_running / 8 * 8);  // as if the CTA is alone
         thread.warp = &cta.warps[i / 32];
         prepare_fiber(thread);
     }
@@ -364,6 +367,13 @@ const uint32_t* meet(const char* instruction, uint32_t value) {
     }
     while (warp.num_meetings == meeting) warp.waiting.wait({"the other lanes of its warp"});
     return warp.values[meeting % 2];
+}
+
+const Registers* meet_with_registers(const char* instruction, const Registers& registers) {
+    Registers(&lanes)[32] = current->warp->registers[current->warp->num_meetings % 2];
+    lanes[current->lane()] = registers;
+    meet(instruction);
+    return lanes;
 }
 
 OperationPtr start(const char* name, Cta* cta, std::function<void()> run) {

@@ -65,9 +65,15 @@ class WaitList {
 /// Lets others run first, sometimes.
 void maybe_pause();
 
+/// A lane's operands of an instruction of the whole warp.
+struct Registers {
+    uint32_t x[6];
+};
+
 /// An instruction that all lanes of a warp execute together: returns, when all have come, the value of each lane. Valid
 /// until the lane's next meeting. Lanes that come with different instructions have diverged, which fails.
 const uint32_t* meet(const char* instruction, uint32_t value = 0);
+const Registers* meet_with_registers(const char* instruction, const Registers& registers);
 
 // ------------------------------------------------------------------------------- asynchronous operations
 
@@ -138,7 +144,8 @@ struct Warp {
     std::vector<Thread*> to_look;       // lanes in wait_with_warp
     const char* instruction = nullptr;  // that the lanes meet at
     uint32_t arrived = 0, num_meetings = 0;
-    uint32_t values[2][32];  // of even and of odd meetings: a lane may leave one after another has come to the next
+    uint32_t values[2][32];      // of even and of odd meetings: a lane may leave one after another has come to the next
+    Registers registers[2][32];  // likewise
     WaitList waiting;
     bool is_slow;  // seldom gets to run
 };
@@ -166,6 +173,7 @@ struct Thread {
     OperationPtr last_wgmma;  // WGMMAs happen in order
     std::map<float*, Accumulators> accumulators;
     bool has_wgmma_fence = false, lends_registers_to_wgmma = false;
+    int num_registers;                    // as setmaxnreg has it
     bool has_arrived_at_cluster = false;  // and has not waited there yet
     uint32_t cluster_phase = 0;           // that it has arrived for
 
@@ -186,6 +194,8 @@ struct Cta {
     uint32_t num_running;
     std::map<uint32_t, Mbarrier> mbarriers;  // by offset
     NamedBarrier named_barriers[16];
+    int spare_registers = 0;  // that threads have given back
+    WaitList registers_given_back;
 };
 
 struct Cluster {

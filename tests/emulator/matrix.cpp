@@ -39,6 +39,18 @@ void ldmatrix_x4(uint32_t (&x)[4], const void* row) {
     for (uint32_t i = 0; i < 4; ++i) memcpy(&x[i], place_of(rows[8 * i + lane / 4] + 4 * (lane % 4), 4, name).bytes, 4);
 }
 
+void ldmatrix_x4_trans(uint32_t (&x)[4], const void* row) {
+    const char* const name = "ldmatrix.x4.trans";
+    const uint32_t* rows = meet_with_rows(name, row, 32);
+    const uint32_t lane = current->lane();
+    for (uint32_t i = 0; i < 4; ++i) {
+        uint16_t pair[2];
+        for (uint32_t j = 0; j < 2; ++j)
+            memcpy(&pair[j], place_of(rows[8 * i + 2 * (lane % 4) + j] + 2 * (lane / 4), 2, name).bytes, 2);
+        x[i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+    }
+}
+
 void stmatrix_x4(void* row, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
     const char* const name = "stmatrix.x4";
     const uint32_t* rows = meet_with_rows(name, row, 32);

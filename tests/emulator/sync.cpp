@@ -4,7 +4,17 @@
 
 namespace emulator {
 
-void change_registers() { meet("setmaxnreg"); }
+void change_registers(int num_registers) {
+    meet("setmaxnreg");
+    Thread& thread = *current;
+    Cta& cta = *thread.cta;
+    const int more = num_registers - thread.num_registers;
+    while (more > cta.spare_registers)
+        cta.registers_given_back.wait({"%u more registers", static_cast<uint32_t>(more)});
+    cta.spare_registers -= more;
+    thread.num_registers = num_registers;
+    if (more < 0) cta.registers_given_back.wake();
+}
 
 }  // namespace emulator
 

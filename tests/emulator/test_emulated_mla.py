@@ -30,7 +30,15 @@ INT_MAX = 2**31 - 1
 LENGTHS = (0, 1, 63, 64, 65, 200)
 PLANS = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 2), (8, 2)]
 """CTAs of a cluster, and clusters that share the keys."""
+TILE_ROWS = pytest.mark.parametrize("tile_rows", [16, 64])
+"""Of the two kernels."""
 MAKE_CASE = pytest.mark.parametrize("make_case", [random_case, fp8_case, one_scale_case])
+
+
+def alone(case, request, q):
+    """Of one request, what its truth follows from."""
+    values = None if case.values is None else case.values[request : request + 1]
+    return replace(case, q=q, keys=case.keys[request : request + 1], values=values)
 
 
 def decode(kernels, case, scale=UNIT, **options):
@@ -48,18 +56,20 @@ def decode(kernels, case, scale=UNIT, **options):
 @MAKE_CASE
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_every_plan_is_attention_over_the_pages(plan, dtype, make_case, kernels):
-    case = make_case("cpu", LENGTHS, 64, h=16, dtype=dtype)
+@TILE_ROWS
+def test_every_plan_is_attention_over_the_pages(tile_rows, plan, dtype, make_case, kernels):
+    case = make_case("cpu", LENGTHS, 64, h=16, dtype=dtype, tile_rows=tile_rows)
     for seed, scale in enumerate((UNIT, PEAKY)):
         kernels.use(num_sms=8, seed=seed)
-        assert_attention_close(decode(kernels, case, scale, plan=plan), case.truth(scale))
+        assert_attention_close(decode(kernels, case, scale, plan=plan, tile_rows=tile_rows), case.truth(scale))
 
 
 @MAKE_CASE
 @pytest.mark.parametrize("page_size", [1, 3, 8, 16, 24, 32, 64, 128])
-def test_pages_of_any_size(page_size, make_case, kernels):
-    case = make_case("cpu", LENGTHS, page_size, h=5)
-    assert_attention_close(decode(kernels, case), case.truth())
+@TILE_ROWS
+def test_pages_of_any_size(tile_rows, page_size, make_case, kernels):
+    case = make_case("cpu", LENGTHS, page_size, h=5, tile_rows=tile_rows)
+    assert_attention_close(decode(kernels, case, tile_rows=tile_rows), case.truth())
 
 
 @MAKE_CASE
@@ -82,11 +92,12 @@ def test_the_last_query_sees_the_last_key(s_q, causal, make_case, kernels):
 @MAKE_CASE
 @pytest.mark.parametrize(("num_sms", "seed"), [(1, 2), (2, 3), (5, 4), (16, 5), (16, 6)])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, make_case, kernels):
+@TILE_ROWS
+def test_no_order_of_events_changes_a_bit(tile_rows, plan, num_sms, seed, make_case, kernels):
     case = make_case("cpu", (70, 450), 16, h=20)
-    want = decode(kernels, case, plan=plan)
+    want = decode(kernels, case, plan=plan, tile_rows=tile_rows)
     kernels.use(num_sms, seed)
-    assert_same_bits(decode(kernels, case, plan=plan), want)
+    assert_same_bits(decode(kernels, case, plan=plan, tile_rows=tile_rows), want)
 
 
 @MAKE_CASE
@@ -116,15 +127,17 @@ def test_batch_invariant_requests_have_the_same_bits_in_any_company(h, make_case
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("plan", [None, (1, 1), (2, 2), (8, 1), (2, 3, 2)], ids=str)
 @pytest.mark.parametrize("h", [3, 16, 64, 65])
-def test_ragged_requests_are_as_if_they_were_alone(h, plan, causal, make_case, kernels):
+@TILE_ROWS
+def test_ragged_requests_are_as_if_they_were_alone(tile_rows, h, plan, causal, make_case, kernels):
     counts = (1, 0, 4, 2, 0, 7, 1)
-    case = make_case("cpu", (9, 33, 65, 0, 130, 450, 64), h=h)
+    case = make_case("cpu", (9, 33, 65, 0, 130, 450, 64), h=h, tile_rows=tile_rows)
     rows = torch.randn(sum(counts) + 3, h, 576).to(case.q.dtype)
     offsets = [2 + sum(counts[:i]) for i in range(len(counts) + 1)]  # two rows before them all, and one after
     ragged = replace(case, q=rows)
-    out, lse = decode(kernels, ragged, cu_seqlens_q=int32(offsets, "cpu"), causal=causal, plan=plan)
+    offsets_q = int32(offsets, "cpu")
+    out, lse = decode(kernels, ragged, cu_seqlens_q=offsets_q, causal=causal, plan=plan, tile_rows=tile_rows)
     for i, (begin, end) in enumerate(pairwise(offsets)):
-        one = replace(case, q=rows[None, begin:end], keys=case.keys[i : i + 1])
+        one = alone(case, i, rows[None, begin:end])
         if end > begin:
             assert_attention_close((out[None, begin:end], lse[None, begin:end]), one.truth(causal=causal))
     for nobodys in (slice(0, 2), slice(offsets[-1], None)):
@@ -140,18 +153,19 @@ def test_ragged_tiles_are_counted_over_many_requests(b, kernels):
     offsets = [sum(counts[:i]) for i in range(b + 1)]
     out, lse = decode(kernels, replace(case, q=rows), cu_seqlens_q=int32(offsets, "cpu"))
     for i, (begin, end) in enumerate(pairwise(offsets)):
-        one = replace(case, q=rows[None, begin:end], keys=case.keys[i : i + 1])
+        one = alone(case, i, rows[None, begin:end])
         if end > begin:
             assert_attention_close((out[None, begin:end], lse[None, begin:end]), one.truth())
 
 
 @MAKE_CASE
 @pytest.mark.parametrize("page_size", [1, 64])
-def test_the_ring_goes_round_many_times(page_size, make_case, kernels):
-    case = make_case("cpu", (64 * 9 + 1,), page_size, h=64)
+@pytest.mark.parametrize(("h", "tile_rows"), [(64, 64), (16, 16)])
+def test_the_ring_goes_round_many_times(h, tile_rows, page_size, make_case, kernels):
+    case = make_case("cpu", (64 * 9 + 1,), page_size, h=h)
     for seed in range(6):
         kernels.use(seed=seed)
-        assert_attention_close(decode(kernels, case, plan=(1, 1)), case.truth())
+        assert_attention_close(decode(kernels, case, plan=(1, 1), tile_rows=tile_rows), case.truth())
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])

@@ -136,6 +136,21 @@ void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int
     });
 }
 
+void copy_from_global_async(void* destination, const void* source, uint32_t num_bytes, uint64_t* barrier) {
+    maybe_pause();
+    const char* const name = "cp.async.bulk";
+    const uint32_t to = address_of(destination);
+    if (to % 16 != 0 || reinterpret_cast<uintptr_t>(source) % 16 != 0 || num_bytes % 16 != 0 || num_bytes == 0)
+        fail("%s: %u bytes from %p to 0x%x, not all multiples of 16", name, num_bytes, source, to);
+    const Place place = place_of(to, num_bytes, name);
+    const Place at = asynchronous_mbarrier(address_of(barrier), name);
+    memset(place.bytes, kPoison, num_bytes);
+    start(name, place.cta, [=] {
+        memcpy(place.bytes, source, num_bytes);
+        complete_bytes(at, num_bytes, name);
+    });
+}
+
 void prefetch_to_l2(const void* source, uint32_t num_bytes) {
     if (reinterpret_cast<uintptr_t>(source) % 16 != 0 || num_bytes % 16 != 0)
         fail("cp.async.bulk.prefetch.L2: %u bytes from %p, not both multiples of 16", num_bytes, source);

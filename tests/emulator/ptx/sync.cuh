@@ -4,8 +4,8 @@
 
 namespace emulator {
 
-/// Of setmaxnreg, which changes nothing here but wants the whole warp.
-void change_registers();
+/// Of setmaxnreg: by the whole warp. A thread that wants more waits for what others of its CTA give back.
+void change_registers(int num_registers);
 
 }  // namespace emulator
 
@@ -16,11 +16,11 @@ void named_barrier_arrive(uint32_t id, uint32_t num_threads);
 
 template <int kRegisters>
 void setmaxnreg_inc() {
-    emulator::change_registers();
+    emulator::change_registers(kRegisters);
 }
 template <int kRegisters>
 void setmaxnreg_dec() {
-    emulator::change_registers();
+    emulator::change_registers(kRegisters);
 }
 
 inline int compute_here(int x) { return x; }

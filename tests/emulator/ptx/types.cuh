@@ -14,4 +14,10 @@ struct alignas(128) TensorMap {
     unsigned char opaque[128];
 };
 
+namespace ptx {
+
+enum class HalfType { kBF16, kF16 };
+
+}  // namespace ptx
+
 }  // namespace dso

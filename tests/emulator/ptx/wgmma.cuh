@@ -45,8 +45,6 @@ struct WgmmaE4M3 {
     }
 };
 
-enum class HalfType { kBF16, kF16 };
-
 template <HalfType type, int N>
 struct WgmmaHalf {
     static constexpr int kNumAccumulators = N / 2;
