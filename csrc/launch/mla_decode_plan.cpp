@@ -21,8 +21,8 @@ struct Kernel {
 };
 
 constexpr Kernel kKernels[] = {
-    {kMlaFewRowsTile, 5.5, 1.08, 1.28, 3.97e6, 5.56e6, 61e3, 47e3, .48, .37, 0., 1.86, .57},
-    {kMlaManyRowsTile, 7.4, 1.77, 3.28, 4.07e6, 9.3e6, 81e3, 59e3, 0., .19, .19, 1.83, .54},
+    {kMlaFewRowsTile, 5.5, 1.08, 1.28, 3.85e6, 5.56e6, 61e3, 44e3, .48, .37, 0., 1.86, .57},
+    {kMlaManyRowsTile, 7., 1.77, 3.28, 4.2e6, 9.3e6, 81e3, 59e3, 0., .19, .19, 1.83, .54},
 };
 
 bool is_fp8(const MlaDecodeShape& shape) { return shape.key_bytes < 1024; }
@@ -73,7 +73,6 @@ MlaDecodePlan plan_mla_decode(const MlaDecodeShape& shape, int num_sms) {
     if (num_tiles <= kFewTiles || shape.num_units(best.tile_rows) == 0) return best;
     double least = -1.;
     for (const Kernel& kernel : kKernels) {
-        if (kernel.tile_rows > kMlaFewRowsTile && shape.num_rows() <= kMlaFewRowsTile) continue;
         const int64_t num_units = shape.num_units(kernel.tile_rows);
         for (int size = 1; size <= 8; size *= 2) {
             for (int parts = 1; parts == 1 || num_units * size * parts <= num_sms; ++parts) {
