@@ -84,7 +84,7 @@ def stages(
     sanitizer = (python, str(ROOT / "tests" / "sanitizer.py"), "--json", str(work / "sanitizer.json"))
     return [
         Stage("tests", tests, 150),
-        Stage("sanitizer", sanitizer, 80),
+        Stage("sanitizer", sanitizer, 150),
         Stage("benches", bench, seconds + LAST_CASE),
     ]
 
