@@ -83,7 +83,7 @@ def stages(
     tests = (*pytest, "tests", "-m", "gpu", f"--junitxml={work / 'tests.xml'}")
     sanitizer = (python, str(ROOT / "tests" / "sanitizer.py"), "--json", str(work / "sanitizer.json"))
     return [
-        Stage("tests", tests, 150),
+        Stage("tests", tests, 480),
         Stage("sanitizer", sanitizer, 150),
         Stage("benches", bench, seconds + LAST_CASE),
     ]

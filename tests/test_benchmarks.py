@@ -919,10 +919,10 @@ def test_a_suite_without_a_gpu_says_so(monkeypatch, capsys):
     assert "no GPU here" in capsys.readouterr().err
 
 
-def test_all_stages_together_stay_under_eight_minutes(tmp_path):
+def test_all_stages_together_stay_under_fifteen_minutes(tmp_path):
     for quick in (False, True):
         stages = gpu_suite.stages(tmp_path, quick=quick, peers=tmp_path)
-        assert sum(stage.seconds for stage in stages) < 8 * 60
+        assert sum(stage.seconds for stage in stages) < 15 * 60
         assert ("--quick" in stages[-1].command) == quick
         assert str(tmp_path) in stages[-1].command
 
