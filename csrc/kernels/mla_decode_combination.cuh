@@ -7,6 +7,7 @@
 // columns adds up all parts.
 #pragma once
 
+#include "device/half.cuh"
 #include "kernels/mla_decode_work.cuh"
 #include "ptx/sync.cuh"
 
