@@ -16,10 +16,9 @@ struct MlaDecodeArguments {
     const int32_t* cu_seqlens_q;   // [b + 1], or null
     void* out;                     // [b, s_q, heads, 512], strides below; with cu_seqlens_q [s_q, heads, 512]
     int64_t out_stride_b, out_stride_s, out_stride_h;
-    float* lse;  // [b, s_q, heads], contiguous; with cu_seqlens_q [s_q, heads]
-    float4*
-        partial_sums;    // [tiles of rows, num_parts, groups of 8 columns, tile rows / 16, 32 lanes], of several parts
-    float* partial_lse;  // [tiles of rows, CTAs of a cluster, tile rows, num_parts], base 2, likewise
+    float* lse;            // [b, s_q, heads], contiguous; with cu_seqlens_q [s_q, heads]
+    float4* partial_sums;  // [tiles of rows, num_parts, groups of 8 columns, tile rows / 16, lanes], of several parts
+    float* partial_lse;    // [tiles of rows, CTAs of a cluster, tile rows, num_parts], base 2, likewise
     unsigned long long* counters;  // [tiles of rows, CTAs of a cluster], of any content, likewise
     int num_pages, page_size, max_keys;
     int b, s_q, num_heads;         // s_q with cu_seqlens_q: of all requests together

@@ -42,7 +42,8 @@ DSO_DEVICE void open_counter(unsigned long long* counter) {
 }
 
 /// By all warps that compute: adds up the cluster's sums, and the parts if this is the last of them to come. `Shared`
-/// has `sums`, the `rows` that go with them, and `is_last`.
+/// has `sums`, the `rows` that go with them, and `is_last`; where Types::kSendsRows, also `sent_rows`, which have come
+/// from all CTAs of the cluster.
 template <typename Types, typename Shared>
 class MlaDecodeCombination {
   public:

@@ -91,7 +91,8 @@ def test_the_last_query_sees_the_last_key(s_q, causal, make_case, kernels):
 
 @MAKE_CASE
 @pytest.mark.parametrize(
-    ("num_sms", "seed", "tile_rows"), [(1, 2, 64), (2, 3, 16), (5, 4, 64), (16, 5, 16), (16, 6, 64)]
+    ("num_sms", "seed", "tile_rows"),
+    [(1, 2, 64), (2, 3, 64), (5, 4, 64), (16, 5, 64), (16, 6, 64), (2, 3, 16), (16, 5, 16)],
 )
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_no_order_of_events_changes_a_bit(tile_rows, plan, num_sms, seed, make_case, kernels):
@@ -127,7 +128,7 @@ def test_batch_invariant_requests_have_the_same_bits_in_any_company(h, make_case
 @MAKE_CASE
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("plan", [None, (1, 1), (2, 2), (8, 1), (2, 3, 2)], ids=str)
-@pytest.mark.parametrize(("h", "tile_rows"), [(3, 16), (16, 16), (16, 64), (64, 64), (65, 64)])
+@pytest.mark.parametrize(("h", "tile_rows"), [(3, 16), (16, 16), (3, 64), (16, 64), (64, 64), (65, 64)])
 def test_ragged_requests_are_as_if_they_were_alone(tile_rows, h, plan, causal, make_case, kernels):
     counts = (1, 0, 4, 2, 0, 7, 1)
     case = make_case("cpu", (9, 33, 65, 0, 130, 450, 64), h=h, tile_rows=tile_rows)
@@ -183,10 +184,10 @@ def test_what_lies_past_the_length_of_an_fp8_cache_leaves_no_trace(page_size, po
     assert_same_bits(decode(kernels, dirty), decode(kernels, clean))
 
 
-def assert_felt_by_those_who_see_it(kernels, case, dirty, *, as_nan=True):
+def assert_felt_by_those_who_see_it(kernels, case, dirty, tile_rows, *, as_nan=True):
     """Of two requests of four queries: the last two of the first see what is poisoned in `dirty`."""
-    out, lse = decode(kernels, dirty)
-    want_out, want_lse = decode(kernels, case)
+    out, lse = decode(kernels, dirty, tile_rows=tile_rows)
+    want_out, want_lse = decode(kernels, case, tile_rows=tile_rows)
     assert torch.equal(bits(out[1]), bits(want_out[1]))
     assert torch.equal(bits(out[0, :2]), bits(want_out[0, :2]))
     assert torch.equal(bits(lse[0, :2]), bits(want_lse[0, :2]))
@@ -196,19 +197,21 @@ def assert_felt_by_those_who_see_it(kernels, case, dirty, *, as_nan=True):
 
 
 @pytest.mark.parametrize("where", [slice(5, 6), slice(300, 301), slice(512, 516), slice(524, 528), slice(600, 602)])
-def test_a_poisoned_fp8_key_is_felt_by_those_who_see_it_alone(where, kernels):
+@TILE_ROWS
+def test_a_poisoned_fp8_key_is_felt_by_those_who_see_it_alone(tile_rows, where, kernels):
     case = fp8_case("cpu", (130, 130), 64, s_q=4, h=5)
     dirty = case.kv_cache.clone()
     dirty[case.block_table[0, 2], 0, where] = 0xFF  # of key 128, which queries 2 and 3 see
-    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty))
+    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty), tile_rows)
 
 
 @pytest.mark.parametrize("channel", [5, 300, 520, 575])
-def test_a_poisoned_key_of_a_cache_of_one_scale_is_felt_by_those_who_see_it_alone(channel, kernels):
+@TILE_ROWS
+def test_a_poisoned_key_of_a_cache_of_one_scale_is_felt_by_those_who_see_it_alone(tile_rows, channel, kernels):
     case = one_scale_case("cpu", (130, 130), 64, s_q=4, h=5)
     dirty = case.kv_cache.view(torch.uint8).clone()
     dirty[case.block_table[0, 2], 0, channel] = 0x7F  # of key 128, which queries 2 and 3 see
-    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty.view(torch.float8_e4m3fn)))
+    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty.view(torch.float8_e4m3fn)), tile_rows)
 
 
 @pytest.mark.parametrize("kv_scale", [2.0**-20, 0.01, 1.0, 300.0])
@@ -236,11 +239,12 @@ def test_what_does_not_fit_float16_saturates(kernels):
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_poisoned_key_is_felt_by_those_who_see_it_alone(poison, kernels):
+@TILE_ROWS
+def test_a_poisoned_key_is_felt_by_those_who_see_it_alone(tile_rows, poison, kernels):
     case = random_case("cpu", (130, 130), 64, s_q=4, h=5)
     dirty = case.kv_cache.clone()
     dirty[case.block_table[0, 2], 0] = poison  # key 128, which queries 2 and 3 see
-    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty), as_nan=math.isnan(poison))
+    assert_felt_by_those_who_see_it(kernels, case, replace(case, kv_cache=dirty), tile_rows, as_nan=math.isnan(poison))
 
 
 @MAKE_CASE
