@@ -135,8 +135,12 @@ struct MlaDecodeKeys {
         return length - (rows.s_q - 1 - min(rows.query_of(arguments, row), rows.s_q - 1));
     }
 
-    /// How many of the CTA's tiles come by TMA, before those that are gathered. Pages whose rows are none of the
-    /// request's are not loaded whole.
+    /// Which tiles come by TMA, before those that are gathered: pages whose rows are none of the request's are not
+    /// loaded whole.
+    DSO_DEVICE bool comes_by_tma(const MlaDecodeArguments& arguments, int tile) const {
+        return arguments.box_rows != 0 && tile < num_whole_tiles;
+    }
+    /// How many of the CTA's tiles do.
     DSO_DEVICE int num_tiles_by_tma(const MlaDecodeArguments& arguments) const {
         return arguments.box_rows != 0 ? num_tiles_before(num_whole_tiles) : 0;
     }

@@ -24,8 +24,9 @@
 // Roles     warpgroup 0: scores and softmax; the left 256 channels of its queries stay in registers.
 //           warpgroup 1: columns 0 to 255 of the output ("left").   warpgroup 2: 256 to 511 ("right").
 //           warpgroup 3: its four warps load.
-//           The left product runs beside the next tile's scores and the right one beside that tile's softmax, for
-//           which it waits until the scores are there: so the tensor core has work at all times.
+//           The next tile's scores are begun under this one's softmax. The left product runs beside the rest of them
+//           and the right one beside that tile's softmax, for which it waits until the scores are there: so the tensor
+//           core has work at all times.
 // Barriers  left, right: the rings' full (the bytes of TMA, and one arrival of each loading thread; one more of right's
 //           says that `exists` is written) and empty (one of each warp that multiplies from there).
 //           p_full: a tile's probabilities and corrections are written.   scored: its scores are there.
@@ -37,9 +38,10 @@
 // FP8       Each loading warp converts a quarter of the keys, whose bytes it has asked for itself: the left side, then
 //           the right one, each when its place is free, and scores begin with the left. The next tile's bytes of a side
 //           are asked for as soon as this one's are converted. All products are float16.
-// Numerics  Scores and sums in float32. Probabilities are rounded to the type of products for that with the values,
-//           which is divided by the sum of the rounded ones; lse is that of the unrounded ones. The bits depend on how
-//           many ways the keys are split.
+// Numerics  Scores and sums in float32. Probabilities, up to 2^8 of the largest's (device/softmax.cuh), are rounded to
+// the
+//           type of products for that with the values, which is divided by the sum of the rounded ones; lse is that of
+//           the unrounded ones. The bits depend on how many ways the keys are split.
 //           FP8: the type of products is float16. A row's scale is rounded to its 11 bits, and so is scale * e4m3; a
 //           query and a rotated channel are exact where float16 has them. One scale for all is a factor of
 //           softmax_scale and of the result, so that all keys are exact.
@@ -202,15 +204,14 @@ class MlaDecodeLoader {
           first_(arguments, table_, share, room_of(arguments, rows), lane_) {}
 
     DSO_DEVICE void run(const MlaDecodeKeys& range) const {
-        const int num_tiles_by_tma = range.num_tiles_by_tma(arguments_);
+        MlaTileKeys keys = first_;
         MlaRing<Types> state;
-        for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
-            if (i == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
+        for (int tile = range.first_tile; tile < range.end_tile; tile += range.tile_step, state.advance()) {
+            if (state.right.stage == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
             // Before the ring has room:
-            const int tile = range.tile(i);
-            MlaTileKeys keys = i == 0 ? first_ : MlaTileKeys(arguments_, table_, tile, range.some_see, lane_);
+            if (tile != range.first_tile) keys = MlaTileKeys(arguments_, table_, tile, range.some_see, lane_);
             const uint64_t exists = keys.hide(arguments_, range.some_see, tile, lane_);
-            const bool by_tma = i < num_tiles_by_tma;
+            const bool by_tma = range.comes_by_tma(arguments_, tile);
 
             shared_.right.acquire(state.right);
             uint64_t* full = &shared_.right.full[state.right.stage];
@@ -540,77 +541,131 @@ class MlaDecodeScores {
         if (lane_ == 0) ptx::mbarrier_arrive(&shared_.q_taken);
     }
 
-    DSO_DEVICE void compute() {
-        float scores[32], correction[2];
-        Ring state;
-        for (int i = 0; i < num_tiles_; ++i, state.advance()) {
-            start_scores(scores, i, state);
-            ptx::wgmma_wait<0>();
-            ptx::keep_in_order(scores);
-            if (lane_ == 0) ptx::mbarrier_arrive(&shared_.scored[state.right.stage]);
-            take_probabilities(scores, correction, (first_tile_ + i * tile_step_) * kMlaTile, state);
-            send(scores, correction, state);
-        }
-    }
+    /// A tile's 36 products of 16 channels, in the order in which its sides come, to be started by and by.
+    class Products {
+      public:
+        DSO_DEVICE Products(MlaDecodeScores& of, float (&scores)[32], int i, const Ring& state)
+            : of_(of),
+              scores_(scores),
+              state_(state),
+              needs_fence_(!Types::kIsFp8 && i >= of.num_tiles_by_tma_),  // warps that convert have done it themselves
+              // 20 descriptors of q, the same for every tile: not to be kept in registers.
+              q_(wgmma_descriptor(of.shared_.tiles.q[0] + ptx::compute_here(0))),
+              left_(wgmma_descriptor(of.shared_.tiles.left[state.left.stage])),
+              right_(wgmma_descriptor(of.shared_.tiles.right[state.right.stage])) {}
 
-    DSO_DEVICE void start_scores(float (&scores)[32], int i, const Ring& state) {
-        // Loading warps that convert have fenced their writes themselves.
-        const bool needs_fence = !Types::kIsFp8 && i >= num_tiles_by_tma_;
-        // The side that is there first: TMA loads the right one first, for it is free first.
-        if constexpr (Types::kIsFp8) {
-            add_left(scores, needs_fence, state, true);
-            add_right(scores, needs_fence, state, false);
-        } else {
-            add_right(scores, needs_fence, state, true);
-            add_left(scores, needs_fence, state, false);
-        }
-        ptx::wgmma_commit();
-        ptx::keep_in_order(scores);
-    }
-
-    DSO_DEVICE void add_right(float (&scores)[32], bool needs_fence, const Ring& state, bool is_first) {
-        // 20 descriptors of q, the same for every tile: not to be kept in registers.
-        const uint64_t q = wgmma_descriptor(shared_.tiles.q[0] + ptx::compute_here(0));
-        const uint64_t right = wgmma_descriptor(shared_.tiles.right[state.right.stage]);
-        shared_.right.wait(state.right);
-        if (needs_fence) ptx::fence_proxy_async_shared();
-        if (is_first) begin(scores);
+        /// Those from number `first` up to `end`, which must be constants to the compiler.
+        DSO_DEVICE void start(int first, int end) {
 #pragma unroll
-        for (int j = 0; j < 4 * (kMlaSideBoxes + 1); ++j) {
-            const int offset = j / 4 * kMlaBoxBytes + j % 4 * 32;
-            Wgmma::mma(scores, advance_descriptor(q, offset), advance_descriptor(right, offset), !is_first || j != 0);
-        }
-    }
-
-    DSO_DEVICE void add_left(float (&scores)[32], bool needs_fence, const Ring& state, bool is_first) {
-        const uint64_t left = wgmma_descriptor(shared_.tiles.left[state.left.stage]);
-        shared_.left.wait(state.left);
-        if (needs_fence) ptx::fence_proxy_async_shared();
-        if (is_first) begin(scores);
-#pragma unroll
-        for (int j = 0; j < 4 * kMlaSideBoxes; ++j)
-            Wgmma::mma_registers(scores, q_[j], advance_descriptor(left, j / 4 * kMlaBoxBytes + j % 4 * 32),
-                                 !is_first || j != 0);
-    }
-
-    DSO_DEVICE static void begin(float (&scores)[32]) {
-        ptx::keep_in_order(scores);
-        ptx::wgmma_fence();
-    }
-
-    /// Scores to probabilities.
-    DSO_DEVICE void take_probabilities(float (&scores)[32], float (&correction)[2], int first_key, const Ring& state) {
-        const uint64_t exists = shared_.exists[state.right.stage];
-        const bool all_see_all = first_key <= all_see_ - kMlaTile;
-        if (exists != ~uint64_t{0} || !all_see_all) {
-            const uint64_t seen[2] = {seen_by(0, exists, first_key), seen_by(1, exists, first_key)};
-            if (!all_see_all && differ_) remove_poison(scores, seen, state);
-#pragma unroll
-            for (int i = 0; i < 32; ++i) {
-                if (!sees(seen, i)) scores[i] = kMinusInfinity;
+            for (int j = first; j < end; ++j) {
+                if (j == 0 || j == kFirstSide) enter(kLeftIsFirst == (j == 0));
+                if (j == 0) {
+                    ptx::keep_in_order(scores_);
+                    ptx::wgmma_fence();
+                }
+                const int of_side = j < kFirstSide ? j : j - kFirstSide;
+                if (kLeftIsFirst == (j < kFirstSide)) {
+                    multiply_left(of_side, j != 0);
+                } else {
+                    multiply_right(of_side, j != 0);
+                }
             }
         }
-        rows_.add_tile(scores, scale_log2_, correction);
+
+        /// Those from number `first` on, and waits for the scores.
+        DSO_DEVICE void finish(int first) {
+            start(first, kCount);
+            ptx::wgmma_commit();
+            ptx::keep_in_order(scores_);
+            ptx::wgmma_wait<0>();
+            ptx::keep_in_order(scores_);
+            if (of_.lane_ == 0) ptx::mbarrier_arrive(&of_.shared_.scored[state_.right.stage]);
+        }
+
+      private:
+        static constexpr int kLeft = 4 * kMlaSideBoxes, kRight = kLeft + 4, kCount = kLeft + kRight;
+        // TMA loads the right side first, for it is free first; warps that convert do the left one first.
+        static constexpr bool kLeftIsFirst = Types::kIsFp8;
+        static constexpr int kFirstSide = kLeftIsFirst ? kLeft : kRight;
+
+        DSO_DEVICE void enter(bool left) {
+            if (left) {
+                of_.shared_.left.wait(state_.left);
+            } else {
+                of_.shared_.right.wait(state_.right);
+            }
+            if (needs_fence_) ptx::fence_proxy_async_shared();
+        }
+
+        DSO_DEVICE void multiply_left(int j, bool adds) {
+            Wgmma::mma_registers(scores_, of_.q_[j], advance_descriptor(left_, offset_of(j)), adds);
+        }
+        DSO_DEVICE void multiply_right(int j, bool adds) {
+            Wgmma::mma(scores_, advance_descriptor(q_, offset_of(j)), advance_descriptor(right_, offset_of(j)), adds);
+        }
+        /// Of 16 channels in the boxes of a side.
+        DSO_DEVICE static uint32_t offset_of(int j) { return j / 4 * kMlaBoxBytes + j % 4 * 32; }
+
+        MlaDecodeScores& of_;
+        float (&scores_)[32];
+        const Ring state_;
+        const bool needs_fence_;
+        const uint64_t q_, left_, right_;
+    };
+
+    DSO_DEVICE void compute() {
+        float scores[32];
+        Ring state;
+        if constexpr (Types::kIsFp8) {
+            // The next tile is waited for, and gets its room from this one's probabilities.
+            for (int i = 0; i < num_tiles_; ++i, state.advance()) {
+                Products(*this, scores, i, state).finish(0);
+                mask(scores, i, state);
+                send_probabilities(scores, state, [](int) {});
+            }
+        } else {
+            // The next tile's scores under this one's softmax. A warp that starts a product waits while the tensor core
+            // is behind, so a few at a time: enough that it has work, and the probabilities are not late.
+            Products(*this, scores, 0, state).finish(0);
+            for (int i = 0; i + 1 < num_tiles_; ++i) {
+                float next_scores[32];
+                Ring next = state;
+                next.advance();
+                mask(scores, i, state);
+                Products products(*this, next_scores, i + 1, next);
+                ptx::keep_in_order(scores);
+                products.start(0, 2);
+                send_probabilities(scores, state, [&products](int k) { products.start(2 + k, 3 + k); });
+                products.finish(2 + SoftmaxRows::kCallsBetween);
+#pragma unroll
+                for (int j = 0; j < 32; ++j) scores[j] = next_scores[j];
+                state = next;
+            }
+            mask(scores, num_tiles_ - 1, state);
+            send_probabilities(scores, state, [](int) {});
+        }
+    }
+
+    /// Turns scores into probabilities, for the values' warpgroups.
+    template <typename Between>
+    DSO_DEVICE void send_probabilities(float (&scores)[32], const Ring& state, const Between& between) {
+        float correction[2];
+        rows_.add_tile(scores, scale_log2_, correction, between);
+        send(scores, correction, state);
+    }
+
+    /// Scores of keys that a row does not see become -inf.
+    DSO_DEVICE void mask(float (&scores)[32], int i, const Ring& state) {
+        const int first_key = (first_tile_ + i * tile_step_) * kMlaTile;
+        const uint64_t exists = shared_.exists[state.right.stage];
+        const bool all_see_all = first_key <= all_see_ - kMlaTile;
+        if (exists == ~uint64_t{0} && all_see_all) return;
+        const uint64_t seen[2] = {seen_by(0, exists, first_key), seen_by(1, exists, first_key)};
+        if (!all_see_all && differ_) remove_poison(scores, seen, state);
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            if (!sees(seen, i)) scores[i] = kMinusInfinity;
+        }
     }
 
     /// The key within the tile that a lane's element belongs to, after that of its first.

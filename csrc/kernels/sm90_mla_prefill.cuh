@@ -480,7 +480,7 @@ class PrefillMath {
                 if (column_of(j) >= visible(tile, j / 2 % 2) - i * kPrefillTile) scores[j] = kMinusInfinity;
             }
         }
-        rows.add_tile(scores, arguments_.scale_log2, correction);
+        rows.add_tile(scores, arguments_.scale_log2, correction, [](int) {});
         ptx::keep_in_order(scores);
     }
 
