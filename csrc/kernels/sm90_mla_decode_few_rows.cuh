@@ -11,11 +11,11 @@
 //           do: so a lane takes 16 bytes of a key at a time for the scores, and 8 of an FP8 key for the values.
 // Roles     warpgroup 0: scores and softmax; each warp has 16 of the keys, and all queries in registers.
 //           warpgroups 1 and 2: the output; each warp has 64 of its columns.   warpgroup 3: its four warps load.
-// Barriers  keys: the ring's full (one arrival of each loading warp, and the bytes) and empty (one of each warp that
-//           multiplies values; scores are behind those already).
-//           p: likewise of a tile's probabilities: full (one of each warp that scores), empty (one of each that
-//           multiplies values, when it has them in registers).
-//           named 0: the barriers are initialised.   1: warpgroup 0.   2: all that compute.
+// Barriers  full[stage]: one arrival of each lane that loads, and the bytes. A lane that clears a key arrives itself.
+//           The others are named and counted by whole warps: racecheck follows these, but not a lane that arrives at an
+//           mbarrier for its warp.   0: the mbarriers are initialised.   1: warpgroup 0.   2: all that compute.
+//           3: the warps that score have each other's largest scores, and those that multiply values have the tile
+//           before's p in registers.   4: a tile's p is there.   5 + stage: nobody reads the stage any more.
 //           of the cluster: all CTAs have begun, so that each can send the others its rows' softmax; then those of
 //           mla_decode_combination.cuh.
 // Shared    MlaFewRowsShared below: 3 tiles of keys (5 of FP8), their rows 16 bytes apart where that many bytes make
@@ -44,7 +44,15 @@ inline constexpr int kMlaFewRows = 16;
 inline constexpr int kMlaScoreWarps = 4, kMlaValueWarps = 8, kMlaValueColumns = kMlaValueDim / kMlaValueWarps;
 inline constexpr int kMlaFewRowsMathWarps = kMlaScoreWarps + kMlaValueWarps;
 inline constexpr int kMlaFewRowsThreads = 32 * (kMlaFewRowsMathWarps + kMlaLoadWarps);
+inline constexpr int kMlaFewRowsMathThreads = 32 * kMlaFewRowsMathWarps;
 inline constexpr int kMlaSteps = kMlaKeyDim / 16;  // along the channels
+
+/// The named barriers of the loop over tiles. Who waits at one is let go before anybody arrives for its next phase.
+enum MlaFewRowsBarrier : uint32_t {
+    kMlaPIsFree = 3,       // and largest scores are shared: values arrive, scores wait
+    kMlaPIsThere = 4,      // scores arrive, values wait
+    kMlaStageIsEmpty = 5,  // of the first stage: scores and values arrive, loaders wait
+};
 
 /// What the kernel is compiled for.
 template <ptx::HalfType query, LatentFormat format>
@@ -89,8 +97,7 @@ struct MlaFewRowsShared {
     SoftmaxPart rows[kMlaFewRows];
     SoftmaxPart sent_rows[kMlaMaxCluster][kMlaFewRows];  // by the CTAs of the cluster
     uint16_t exists[Types::kStages][kMlaLoadWarps];      // a bit for each key of a tile
-    alignas(8) Pipeline<Types::kStages> ring;
-    Pipeline<1> p_ring;
+    uint64_t full[Types::kStages];
     bool is_last;
 };
 
@@ -117,19 +124,9 @@ class MlaFewRowsLoader {
         for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
             const MlaKey next = find(range.tile(i + 1), range.some_see);  // long before it is needed
             const uint32_t exists = __ballot_sync(0xFFFFFFFF, place >= 0) & 0xFFFF;
-            shared_.ring.acquire(state);
-            uint8_t (*keys)[Types::kPitch] = &shared_.keys[state.stage][first_key_];
-            if (exists != 0xFFFF) clear(keys, ~exists & 0xFFFF);
-            uint64_t* full = &shared_.ring.full[state.stage];
-            if (lane_ == 0) {
-                shared_.exists[state.stage][warp_] = static_cast<uint16_t>(exists);
-                ptx::mbarrier_arrive_expect_tx(full, __popc(exists) * Types::kKeyBytes);
-            }
-            __syncwarp();
-            if (lane_ < kMlaQuarter && place >= 0)
-                ptx::copy_from_global_async(keys[lane_],
-                                            static_cast<const uint8_t*>(arguments_.kv_cache) + place * kStrideBytes,
-                                            Types::kKeyBytes, full);
+            if (i >= Types::kStages) ptx::named_barrier_sync(kMlaStageIsEmpty + state.stage, kMlaFewRowsThreads);
+            if (lane_ == 0) shared_.exists[state.stage][warp_] = static_cast<uint16_t>(exists);
+            if (lane_ < kMlaQuarter) load(state.stage, place);
             place = next.place(arguments_);
         }
     }
@@ -140,15 +137,20 @@ class MlaFewRowsLoader {
     DSO_DEVICE int key_of(int tile) const { return tile * kMlaTile + first_key_ + lane_ % kMlaQuarter; }
     DSO_DEVICE MlaKey find(int tile, int num_keys) const { return MlaKey(arguments_, table_, key_of(tile), num_keys); }
 
-    /// Zeros for keys that do not exist, by all lanes.
-    DSO_DEVICE void clear(uint8_t (*keys)[Types::kPitch], uint32_t missing) const {
-        for (; missing != 0; missing &= missing - 1) {
-            uint8_t* key = keys[__ffs(static_cast<int>(missing)) - 1];
-            for (int byte = lane_ * 16; byte < Types::kKeyBytes; byte += 32 * 16)
-                *reinterpret_cast<uint4*>(key + byte) = uint4{};
+    /// The lane's key; zeros where there is none.
+    DSO_DEVICE void load(uint32_t stage, int64_t place) const {
+        uint8_t* key = shared_.keys[stage][first_key_ + lane_];
+        uint64_t* full = &shared_.full[stage];
+        if (place >= 0) {
+            ptx::mbarrier_arrive_expect_tx(full, Types::kKeyBytes);
+            ptx::copy_from_global_async(key, static_cast<const uint8_t*>(arguments_.kv_cache) + place * kStrideBytes,
+                                        Types::kKeyBytes, full);
+        } else {
+#pragma unroll 1
+            for (int byte = 0; byte < Types::kKeyBytes; byte += 16) *reinterpret_cast<uint4*>(key + byte) = uint4{};
+            ptx::fence_proxy_async_shared();  // before the copies that come here later
+            ptx::mbarrier_arrive(full);
         }
-        ptx::fence_proxy_async_shared();  // before the copies that come here later
-        __syncwarp();
     }
 
     MlaFewRowsShared<Types>& shared_;
@@ -184,10 +186,9 @@ class MlaFewRowsScores {
     /// Leaves what lse needs in `shared.rows`.
     DSO_DEVICE void run(const uint32_t (&q)[kMlaSteps][4]) {
         PipelineState<Types::kStages> state;
-        PipelineState<1> p_state;
-        for (int i = 0; i < num_tiles_; ++i, state.advance(), p_state.advance()) {
+        for (int i = 0; i < num_tiles_; ++i, state.advance()) {
             float scores[8];
-            shared_.ring.wait(state);
+            ptx::mbarrier_wait(&shared_.full[state.stage], state.phase);
             uint8_t (*keys)[Types::kPitch] = &shared_.keys[state.stage][warp_ * kMlaQuarter];
             score(scores, q, keys);
             hide(scores, first_key_ + i * key_step_, state.stage, keys);
@@ -197,10 +198,10 @@ class MlaFewRowsScores {
             rows_.find_largest(scores, largest);
             share_largest(largest, i % 2);
             rows_.exponentiate(scores, 1.f, largest, correction);
-            shared_.p_ring.acquire(p_state);
             send(scores, correction, shared_.p);
-            __syncwarp();
-            if (lane_ == 0) ptx::mbarrier_arrive(&shared_.p_ring.full[p_state.stage]);
+            ptx::named_barrier_arrive(kMlaPIsThere, kMlaFewRowsMathThreads);
+            if (i + Types::kStages < num_tiles_)
+                ptx::named_barrier_arrive(kMlaStageIsEmpty + state.stage, kMlaFewRowsThreads);
         }
         finish();
     }
@@ -325,13 +326,13 @@ class MlaFewRowsScores {
         __syncwarp();
     }
 
-    /// Makes the largest scores those of all warps.
+    /// Makes the largest scores those of all warps. Then p may be written, too: one wait for both.
     DSO_DEVICE void share_largest(float (&largest)[2], int parity) {
         if (lane_ % 4 == 0) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) shared_.tops[parity][row(i)][warp_] = largest[i];
         }
-        ptx::named_barrier_sync(1, 32 * kMlaScoreWarps);
+        ptx::named_barrier_sync(kMlaPIsFree, kMlaFewRowsMathThreads);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const auto x = *reinterpret_cast<const float4*>(shared_.tops[parity][row(i)]);
@@ -438,18 +439,18 @@ class MlaFewRowsValues {
         for (auto& tile : sums)
             for (float& x : tile) x = 0.f;
         PipelineState<Types::kStages> state;
-        PipelineState<1> p_state;
-        for (int i = 0; i < num_tiles; ++i, state.advance(), p_state.advance()) {
+        if (num_tiles > 0) ptx::named_barrier_arrive(kMlaPIsFree, kMlaFewRowsMathThreads);
+        for (int i = 0; i < num_tiles; ++i, state.advance()) {
             uint32_t p[kMlaTile / 16][4];
-            shared_.p_ring.wait(p_state);
+            ptx::named_barrier_sync(kMlaPIsThere, kMlaFewRowsMathThreads);
 #pragma unroll
             for (int j = 0; j < kMlaTile / 16; ++j)
                 ptx::ldmatrix_x4(p[j], &shared_.p.rows[lane_ % 16][16 * j + lane_ / 16 * 8]);
             float upper = shared_.p.correction[lane_ / 4], lower = shared_.p.correction[lane_ / 4 + 8];
-            __syncwarp();
-            if (lane_ == 0) shared_.p_ring.release(p_state);
+            if (i + 1 < num_tiles) ptx::named_barrier_arrive(kMlaPIsFree, kMlaFewRowsMathThreads);
 
-            shared_.ring.wait(state);  // full long since, but it orders these reads after the copies' writes
+            // Full long since, but it orders these reads after the copies' writes.
+            ptx::mbarrier_wait(&shared_.full[state.stage], state.phase);
             Keys& keys = shared_.keys[state.stage];
             if constexpr (Types::kHasScales) {
                 const float change = multiply_by_scales(p, keys);
@@ -465,8 +466,8 @@ class MlaFewRowsValues {
                     add_half(sums, p[j], keys, 16 * j);
                 }
             }
-            __syncwarp();
-            if (lane_ == 0) shared_.ring.release(state);
+            if (i + Types::kStages < num_tiles)
+                ptx::named_barrier_arrive(kMlaStageIsEmpty + state.stage, kMlaFewRowsThreads);
         }
         if constexpr (Types::kHasScales) {
             const float unit = power_of_two(exponent_ - kScaleExponent);
@@ -604,8 +605,8 @@ __global__ void __launch_bounds__(kMlaFewRowsThreads, 1)
 
     if (warp == kMlaFewRowsMathWarps) {
         if (threadIdx.x % 32 == 0) {
-            shared.ring.init(kMlaLoadWarps, kMlaValueWarps);
-            shared.p_ring.init(kMlaScoreWarps, kMlaValueWarps);
+            for (uint64_t& full : shared.full) ptx::mbarrier_init(&full, kMlaTile);
+            ptx::fence_mbarrier_init();
         }
         __syncwarp();
         ptx::named_barrier_arrive(0, kMlaFewRowsThreads);  // it need not wait for the others
@@ -643,7 +644,7 @@ __global__ void __launch_bounds__(kMlaFewRowsThreads, 1)
         MlaFewRowsValues<Types>(shared, warp - kMlaScoreWarps).run(sums, keys.num_tiles);
         if (!is_alone(arguments)) ptx::cluster_wait();
     }
-    ptx::named_barrier_sync(2, 32 * kMlaFewRowsMathWarps);  // shared.rows are there, and nobody reads keys any more
+    ptx::named_barrier_sync(2, kMlaFewRowsMathThreads);  // shared.rows are there, and nobody reads keys any more
     if (warp >= kMlaScoreWarps) {
         const int values_warp = warp - kMlaScoreWarps;
         if (is_alone(arguments)) {
