@@ -12,8 +12,8 @@
 // Tile      BLOCK_N = 64 or 128 rows of b, up to kMaxRows rows of a, steps of 128 of K; a ring of kNumStages.
 //           A tile of half as many rows, or fewer, multiplies half as many columns.
 // Split     A cluster of s CTAs shares a tile, each with an s-th of K, and kNumKGroups warpgroups share the steps of a
-//           CTA in turn. Each copies its sums to their owners' shared memory, and those add them up in order. In a
-//           cluster a CTA has one tile only.
+//           CTA in turn. Each copies its sums to their owners' shared memory, but for its own, and those add them up in
+//           order. In a cluster a CTA has one tile only.
 // Roles     kNumKGroups times BLOCK_N / 64 warpgroups, 64 rows of b each: WGMMA, promotion, epilogue.
 //           the last three warps load (fp8_gemm_producer.cuh).
 // Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each warp that
@@ -202,7 +202,8 @@ class Fp8SwapAbConsumer {
         const int num_parts = size * Shape::kNumKGroups, num_owned = kTokens >> (__ffs(size) - 1);
         const auto rows_of = [&](int owner) { return min(max(tile.num_rows - owner * num_owned, 0), num_owned); };
         float* received = shared_.received;  // [part][owned token][column]
-        // In a cluster they go through the stages, which nobody needs any more: [k group][token][column].
+        // In a cluster they go through the stages, which nobody needs any more: [k group][token][column]. The CTA's own
+        // stay there: what is copied must go to another CTA.
         static_assert(Shape::kNumKGroups * kTokens * kPitch * sizeof(float) <= sizeof(shared_.b) + sizeof(shared_.a),
                       "the sums fit into the stages");
         float* sent = size > 1 ? reinterpret_cast<float*>(shared_.b) : received;
@@ -215,11 +216,12 @@ class Fp8SwapAbConsumer {
             ptx::cluster_wait();  // all CTAs run, and their barriers are initialised
             constexpr uint32_t kRowBytes = kPitch * sizeof(float);
             if (threadIdx.x == 0)
-                ptx::mbarrier_arrive_expect_tx(&shared_.all_received, num_parts * rows_of(rank) * kRowBytes);
+                ptx::mbarrier_arrive_expect_tx(&shared_.all_received,
+                                               (num_parts - Shape::kNumKGroups) * rows_of(rank) * kRowBytes);
             if (threadIdx.x < num_parts) {
                 const int owner = threadIdx.x % size, k_group = threadIdx.x / size;
                 const int part = rank * Shape::kNumKGroups + k_group;
-                if (rows_of(owner) > 0)
+                if (owner != rank && rows_of(owner) > 0)
                     ptx::copy_to_cluster_async(ptx::cluster_address(received + part * num_owned * kPitch, owner),
                                                sent + (k_group * kTokens + owner * num_owned) * kPitch,
                                                rows_of(owner) * kRowBytes,
@@ -236,8 +238,10 @@ class Fp8SwapAbConsumer {
             if (column >= arguments_.schedule.n || !is_owned(arguments_.schedule, tile, token)) continue;
             float total[8] = {};
             for (int part = 0; part < num_parts; ++part) {
-                const auto* x =
-                    reinterpret_cast<const float4*>(received + (part * num_owned + owned) * kPitch) + 2 * chunk;
+                const float* row = part / Shape::kNumKGroups == rank
+                                       ? sent + (part % Shape::kNumKGroups * kTokens + token) * kPitch
+                                       : received + (part * num_owned + owned) * kPitch;
+                const auto* x = reinterpret_cast<const float4*>(row) + 2 * chunk;
                 add_quad(total, x[0]);
                 add_quad(total + 4, x[1]);
             }
