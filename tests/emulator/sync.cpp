@@ -48,6 +48,7 @@ NamedBarrier& named_barrier(uint32_t id, uint32_t num_threads) {
 
 void named_barrier_arrive(uint32_t id, uint32_t num_threads) {
     arrive(named_barrier(id, num_threads), id, num_threads);
+    maybe_pause();  // so that what should have come before it comes late
 }
 
 void named_barrier_sync(uint32_t id, uint32_t num_threads) {
