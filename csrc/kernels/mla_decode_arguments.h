@@ -22,7 +22,7 @@ struct MlaDecodeArguments {
     unsigned long long* counters;  // [tiles of rows, CTAs of a cluster], of any content, likewise
     int num_pages, page_size, max_keys;
     int b, s_q, num_heads;         // s_q with cu_seqlens_q: of all requests together
-    int num_row_tiles, num_parts;  // of a request, without cu_seqlens_q; of a tile of rows
+    int num_row_tiles, num_parts;  // of a request, with cu_seqlens_q the most of all; of a tile of rows
     int tiles_per_part;            // of keys: with few of them there are fewer parts; 0: there are as many always
     int box_rows;                  // rows of a page that TMA loads at a time, a divisor of 64; 0: it cannot
     bool is_causal;

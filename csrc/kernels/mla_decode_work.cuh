@@ -36,6 +36,13 @@ struct MlaDecodeRows {
     DSO_DEVICE MlaDecodeRows(const MlaDecodeArguments& arguments, int tile_rows)
         : unit(static_cast<int>(ptx::cluster_index_x())), part(static_cast<int>(ptx::cta_index_y())) {
         if (arguments.cu_seqlens_q != nullptr) {
+            // Where all tiles have as many parts, those that there are not come last: the others would wait for a place
+            // until these have ended.
+            if (arguments.num_parts > 1 && arguments.tiles_per_part == 0) {
+                const int index = part * arguments.num_row_tiles + unit;
+                unit = index / arguments.num_parts;
+                part = index % arguments.num_parts;
+            }
             find(arguments, tile_rows);
         } else {
             request = arguments.num_row_tiles > 1 ? unit / arguments.num_row_tiles : unit;

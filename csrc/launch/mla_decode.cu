@@ -47,7 +47,7 @@ struct MlaDecodeScratch {
 
     MlaDecodeScratch(const MlaDecodeShape& shape, const dso_mla_decode_plan& plan) {
         if (plan.num_parts == 1) return;
-        const int64_t num_units = shape.num_units(plan.tile_rows), num_ctas = num_units * plan.cluster_size;
+        const int64_t num_units = shape.max_units(plan.tile_rows), num_ctas = num_units * plan.cluster_size;
         sum_bytes = num_units * plan.num_parts * num_partial_sums(plan.tile_rows) * int64_t{sizeof(float4)};
         lse_bytes = num_ctas * plan.tile_rows * plan.num_parts * int64_t{sizeof(float)};
         counter_bytes = num_ctas * int64_t{sizeof(unsigned long long)};
@@ -100,7 +100,7 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             static_cast<int>(decode.b),
             static_cast<int>(decode.s_q),
             static_cast<int>(decode.num_heads),
-            static_cast<int>(shape.num_row_tiles(plan.tile_rows)),
+            static_cast<int>(shape.is_ragged ? shape.max_units(plan.tile_rows) : shape.num_row_tiles(plan.tile_rows)),
             plan.num_parts,
             plan.tiles_per_part,
             box_rows_of(decode),
@@ -137,7 +137,7 @@ template <ptx::HalfType query, LatentFormat format>
 dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan, int device, dso_stream stream) {
     const MlaDecodeShape shape = shape_of(decode);
     const MlaDecodeScratch scratch(shape, plan);
-    const int64_t num_ctas = shape.num_units(plan.tile_rows) * plan.cluster_size;  // of one part
+    const int64_t num_ctas = shape.max_units(plan.tile_rows) * plan.cluster_size;  // of one part
     if (num_ctas > kMostInt) return fail(DSO_INVALID, "mla_decode: more than 2^31 tiles of rows");
     if (scratch.num_bytes() > 0 && !decode.workspace) return fail(DSO_INVALID, "mla_decode: no workspace");
     const MlaDecodeArguments arguments = arguments_of(decode, shape, plan);

@@ -32,7 +32,7 @@ double cost(const MlaDecodeShape& shape, int size, int num_parts, const Kernel& 
     // their place in clusters of 4 or 8.
     const int64_t usable = size > 2 ? num_sms * 10 / 11 : num_sms,
                   slots = std::max<int64_t>(usable / size * size, size);
-    const int64_t num_ctas = shape.num_units(kernel.tile_rows) * size * num_parts;
+    const int64_t num_units = shape.num_units(kernel.tile_rows), num_ctas = num_units * size * num_parts;
     const int64_t tiles = ceil_div(ceil_div<int64_t>(shape.max_keys, kTileKeys), int64_t{size} * num_parts);
     const auto running = static_cast<double>(std::min(num_ctas, slots));
     // The tiles of rows of a request read the same keys, and L2 serves all but the first.
@@ -62,6 +62,15 @@ int64_t MlaDecodeShape::num_row_tiles(int tile_rows) const { return ceil_div<int
 
 int64_t MlaDecodeShape::num_units(int tile_rows) const {
     if (!is_ragged) return num_requests * num_row_tiles(tile_rows);
+    const int64_t b = std::max<int64_t>(num_requests, 1), fewest = num_queries / b, num_with_more = num_queries % b;
+    const auto tiles_of = [&](int64_t queries) {
+        return ceil_div<int64_t>(std::max<int64_t>(queries * num_heads, 1), tile_rows);
+    };
+    return (b - num_with_more) * tiles_of(fewest) + num_with_more * tiles_of(fewest + 1);
+}
+
+int64_t MlaDecodeShape::max_units(int tile_rows) const {
+    if (!is_ragged) return num_units(tile_rows);
     // Each request, and the rows before and after those of all, may begin a tile that it does not fill.
     return ceil_div<int64_t>(num_queries * num_heads, tile_rows) + num_requests + 1;
 }

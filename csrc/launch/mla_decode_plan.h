@@ -19,8 +19,10 @@ struct MlaDecodeShape {
     int64_t num_rows() const;
     /// Tiles of rows of a request; of ragged queries, on average.
     int64_t num_row_tiles(int tile_rows) const;
-    /// Those of all requests; of ragged queries, as many as there can be.
+    /// Those of all requests; of ragged queries, if they are spread evenly and no request is without.
     int64_t num_units(int tile_rows) const;
+    /// The most that there can be, however they are spread: up to twice as many, and one.
+    int64_t max_units(int tile_rows) const;
 };
 
 struct MlaDecodePlan {

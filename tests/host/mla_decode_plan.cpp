@@ -44,6 +44,40 @@ void pin(int64_t batch, int64_t rows, int64_t keys, int size, int parts, int til
            chosen.cluster_size, chosen.num_parts, chosen.tile_rows, size, parts, tile_rows);
 }
 
+bool operator==(const dso::MlaDecodePlan& x, const dso::MlaDecodePlan& y) {
+    return x.cluster_size == y.cluster_size && x.num_parts == y.num_parts && x.tiles_per_part == y.tiles_per_part &&
+           x.tile_rows == y.tile_rows;
+}
+
+// Ragged queries, of which each request has as many, get the plan that they get where they are not ragged.
+void check_ragged(int64_t batch, int64_t num_queries, int64_t num_heads, int64_t keys, int64_t key_bytes, int num_sms) {
+    const dso::MlaDecodeShape equal{batch, num_queries, num_heads, false, keys, key_bytes},
+        ragged{batch, batch * num_queries, num_heads, true, keys, key_bytes};
+    EXPECT(plan(ragged, num_sms) == plan(equal, num_sms), "ragged, %lld requests of %lld rows are planned otherwise",
+           static_cast<long long>(batch), static_cast<long long>(equal.num_rows()));
+    EXPECT(dso::plan_batch_invariant_mla_decode(ragged) == dso::plan_batch_invariant_mla_decode(equal),
+           "batch-invariant, %lld heads are planned otherwise if ragged", static_cast<long long>(num_heads));
+}
+
+// The tiles of rows that are planned for are those that there are if queries are spread evenly, and one of each request
+// without. There is room for those of any others: where one request has all, and where all have one but one, which has
+// the rest; but not for many more, for they cost memory and CTAs.
+void check_units(int64_t batch, int64_t num_queries, int64_t num_heads, int tile_rows) {
+    const dso::MlaDecodeShape shape{batch, num_queries, num_heads, true, 1000, 1152};
+    const auto tiles_of = [&](int64_t queries) { return (queries * num_heads + tile_rows - 1) / tile_rows; };
+    int64_t spread = 0;
+    for (int64_t i = 0; i < batch; ++i)
+        spread += std::max<int64_t>(tiles_of(num_queries * (i + 1) / batch - num_queries * i / batch), 1);
+    const int64_t with_one = std::min(batch + 1, num_queries),
+                  crowded = with_one * tiles_of(1) + tiles_of(num_queries - with_one);
+    const auto planned = static_cast<long long>(shape.num_units(tile_rows)),
+               most = static_cast<long long>(shape.max_units(tile_rows));
+    EXPECT(batch == 0 || planned == spread, "%lld tiles, not %lld", planned, static_cast<long long>(spread));
+    EXPECT(most >= std::max<int64_t>({planned, tiles_of(num_queries), crowded}), "no room for more than %lld tiles",
+           most);
+    EXPECT(most <= 2 * planned + 1, "room for %lld tiles where %lld are planned for", most, planned);
+}
+
 // The parts that a request of `keys` has are those of the plan for a table that is just wide enough: any table has room
 // for them.
 void check_batch_invariant(int64_t keys) {
@@ -70,6 +104,16 @@ int main() {
                     check(shape_of(batch, rows, keys, 656), num_sms);
                     check({batch, batch * 2, (rows + 1) / 2, true, keys, 1152}, num_sms);
                 }
+    for (const int64_t batch : {1, 2, 3, 16, 64, 100, 1000})
+        for (const int64_t num_queries : {1, 2, 5})
+            for (const int64_t num_heads : {1, 8, 16, 40, 64, 128})
+                for (const int64_t keys : {64, 1024, 8192, 65'536})
+                    for (const int64_t key_bytes : {1152, 656})
+                        check_ragged(batch, num_queries, num_heads, keys, key_bytes, 132);
+    for (const int64_t batch : {0, 1, 2, 7, 64})
+        for (const int64_t num_queries : {0, 1, 3, 7, 65, 200})
+            for (const int64_t num_heads : {1, 16, 40, 128})
+                for (const int tile_rows : {16, 64}) check_units(batch, num_queries, num_heads, tile_rows);
     pin(64, 16, 8192, 2, 1, 64);
     pin(8, 16, 32768, 2, 8, 64);
     pin(16, 16, 65536, 2, 4, 64);
