@@ -1,5 +1,5 @@
-"""The grouped FP8 GEMM: contiguous and offsets (prefill), masked (decoding) and split by columns (training), with
-experts of unequal load."""
+"""The grouped GEMMs, with experts of unequal load: in FP8 contiguous and offsets (prefill), masked (decoding) and split
+by columns (training); in bfloat16 offsets (decoding)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from benchmarks.shapes import (
     K_GROUPED,
     K_GROUPED_EMPTY,
     K_GROUPED_STAND_INS,
+    LITE_EXPERTS,
+    LITE_EXPERTS_STAND_INS,
     MASKED,
     MASKED_LATER,
     MASKED_STAND_INS,
+    ChosenExperts,
     GroupedGemm,
     KGroupedGemm,
     for_this_machine,
 )
-from deepseek_ops.numeric import BLOCK, align
+from deepseek_ops.numeric import BLOCK, FP8, align
 from deepseek_ops.op_table import CASES, k_grouped_gemm
 from tests.support import BF16_LIMIT, dequantized_product
 
@@ -115,13 +118,38 @@ def k_grouped_error(inputs, out) -> float:
     return worst_row(out[:, rows], k_grouped_gemm(torch.float64, a[rows], sfa[rows], *rest))
 
 
+def bf16_operands(shape: ChosenExperts, seed: int):
+    offsets = [0]
+    for count in shape.counts():
+        offsets.append(offsets[-1] + count)
+    a, b = normal(shape.rows, shape.k, seed=2 * seed), normal(shape.groups, shape.n, shape.k, seed=2 * seed + 1)
+    return a, b, int32(offsets)
+
+
+def bf16_error(inputs, out) -> float:
+    a, b, offsets = inputs
+    ends, errors = offsets.tolist(), [0.0]
+    for i in range(b.shape[0]):
+        rows = slice(ends[i], ends[i + 1])
+        errors.append(worst_row(out[rows], a[rows].double() @ b[i].double().T))
+    return max(errors)
+
+
 LAYOUTS = {
     "contiguous": (contiguous_operands, contiguous_error, peers.contiguous_gemm),
     "offsets": (offsets_operands, offsets_error, dict),
 }
 
 
-def case(op: str, shape: GroupedGemm | KGroupedGemm, make, error, providers, limit: float = BF16_LIMIT) -> Case:
+def case(
+    op: str,
+    shape: GroupedGemm | KGroupedGemm | ChosenExperts,
+    make,
+    error,
+    providers,
+    limit: float = BF16_LIMIT,
+    multiplied: torch.dtype = FP8,
+) -> Case:
     return Case(
         op=op,
         case=str(shape),
@@ -131,6 +159,7 @@ def case(op: str, shape: GroupedGemm | KGroupedGemm, make, error, providers, lim
         limit=limit,
         flops=shape.flops,
         num_bytes=shape.num_bytes,
+        multiplied=multiplied,
     )
 
 
@@ -148,6 +177,13 @@ def test_m_grouped_fp8_gemm_nt_masked_out(gpu_bench, shape: GroupedGemm):
     op = "m_grouped_fp8_gemm_nt_masked_out"
     providers = {**ours(op, writes=5), **peers.masked_gemm(shape.rows)}
     gpu_bench(case(op, shape, masked_operands, masked_error, providers))
+
+
+@pytest.mark.parametrize("shape", for_this_machine(LITE_EXPERTS, LITE_EXPERTS_STAND_INS), ids=str)
+def test_m_grouped_bf16_gemm_nt_offsets(gpu_bench, shape: ChosenExperts):
+    op = "m_grouped_bf16_gemm_nt_offsets"
+    providers = {**ours(op), **peers.offsets_bf16_gemm()}
+    gpu_bench(case(op, shape, bf16_operands, bf16_error, providers, multiplied=torch.bfloat16))
 
 
 @pytest.mark.parametrize("shape", for_this_machine((*K_GROUPED, *K_GROUPED_EMPTY), K_GROUPED_STAND_INS), ids=str)

@@ -134,6 +134,7 @@ class Product:
 PRODUCTS = {
     "fp8_gemm_nt": Product(2, False),
     "m_grouped_fp8_gemm_nt_offsets": Product(2, False, scales=3, offsets=4),
+    "m_grouped_bf16_gemm_nt_offsets": Product(1, False, offsets=2),
     "mm": Product(1, True),
     "bmm": Product(1, True),
     "_grouped_mm": Product(1, True, offsets=2),

@@ -118,6 +118,11 @@ def _deep_gemm_contiguous(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, m_indi
     return call
 
 
+def offsets_bf16_gemm() -> dict[str, Prepare]:
+    """Peers of `m_grouped_bf16_gemm_nt_offsets(a, b, offsets)`."""
+    return {"grouped_mm": lambda a, b, offsets: lambda: torch.nn.functional.grouped_mm(a, b.mT, offs=offsets[1:])}
+
+
 def masked_gemm(expected_m: int) -> dict[str, Prepare]:
     """Peers of the grouped GEMM over buffers of fixed size."""
 

@@ -184,6 +184,50 @@ K_GROUPED_EMPTY = tuple(KGroupedGemm(4, m, n, 8192, empty=1) for m, n in WEIGHT_
 K_GROUPED_STAND_INS = (KGroupedGemm(3, 40, 136, 256), KGroupedGemm(3, 40, 136, 256, empty=1))
 
 
+# --------------------------------------------------------------------------------- grouped bfloat16 GEMM, decoding
+
+
+@dataclass(frozen=True)
+class ChosenExperts:
+    """`tokens` that each choose `num_topk` of `groups` experts at random: rows times `[n, k]`, bfloat16."""
+
+    tokens: int
+    num_topk: int
+    groups: int
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows, {self.groups} x {self.n} x {self.k}"
+
+    @property
+    def rows(self) -> int:
+        return self.tokens * self.num_topk
+
+    def counts(self) -> list[int]:
+        """Rows of each group, the same ones every time."""
+        scores = torch.rand(self.tokens, self.groups, generator=torch.Generator().manual_seed(0))
+        chosen = scores.argsort(-1)[:, : self.num_topk].flatten()
+        return chosen.bincount(minlength=self.groups).tolist()
+
+    @property
+    def flops(self) -> float:
+        return 2 * self.rows * self.n * self.k
+
+    @property
+    def num_bytes(self) -> float:
+        """Of weights only those that were chosen."""
+        num_chosen = sum(count > 0 for count in self.counts())
+        return 2 * (num_chosen * self.n * self.k + self.rows * (self.n + self.k))
+
+
+LITE_EXPERTS = tuple(
+    ChosenExperts(tokens, 6, 64, n, k) for tokens in (1, 16, 64) for n, k in ((2816, 2048), (2048, 1408))
+)
+"""A decode step of DeepSeek-V2-Lite as it is released, gate_up and down, at the batches of docs/decode_step.md."""
+LITE_EXPERTS_STAND_INS = (ChosenExperts(2, 3, 5, 136, 72),)
+
+
 # ----------------------------------------------------------------------------------------------------------- MLA
 
 CACHED_TOKEN = {"bf16": 1152, "fp8": 656, "e4m3": 576}

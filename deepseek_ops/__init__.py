@@ -12,10 +12,11 @@ __version__: str = build_info["version"]
 __all__ = ["__version__", "build_info"]
 
 if find_spec("torch"):
-    from . import activation, gemm, grouped_gemm, mla, mla_cache, moe, norm, quantize, validate
+    from . import activation, gemm, grouped_bf16_gemm, grouped_gemm, mla, mla_cache, moe, norm, quantize, validate
     from . import rope as rope_family  # the package's own `rope` is the op
     from .activation import *  # noqa: F403
     from .gemm import *  # noqa: F403
+    from .grouped_bf16_gemm import *  # noqa: F403
     from .grouped_gemm import *  # noqa: F403
     from .mla import *  # noqa: F403
     from .mla_cache import *  # noqa: F403
@@ -25,5 +26,6 @@ if find_spec("torch"):
     from .rope import *  # noqa: F403
     from .validate import *  # noqa: F403
 
-    for _family in (quantize, gemm, grouped_gemm, norm, rope_family, activation, moe, mla_cache, mla, validate):
+    _gemms = (gemm, grouped_gemm, grouped_bf16_gemm)
+    for _family in (quantize, *_gemms, norm, rope_family, activation, moe, mla_cache, mla, validate):
         __all__ += _family.__all__

@@ -347,9 +347,7 @@ def backend(op: str, device: str) -> str:
     """What runs when `op` is called on `device`: "kernel sm90a", "reference on CUDA" or "reference on CPU"."""
     if not device.startswith("cuda"):
         return "reference on CPU"
-    if OPS[op].has_kernel and torch.cuda.get_device_capability() == (9, 0):
-        return "kernel sm90a"
-    return "reference on CUDA"
+    return "kernel sm90a" if OPS[op].runs_kernel_on(torch.device(device)) else "reference on CUDA"
 
 
 def _nvidia_smi(fields: Sequence[str]) -> list[str]:

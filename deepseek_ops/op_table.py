@@ -272,6 +272,13 @@ def _k_grouped_operands(device: str) -> Arguments:
     return a, sfa, b, sfb, torch.tensor([0, 256, 256, 640, 1024], dtype=torch.int32, device=device)
 
 
+def _bf16_operands(device: str) -> Arguments:
+    """Some of 64 groups have no row, the others a few."""
+    offsets = [min(i * i // 32, 96) for i in range(65)]
+    operands = _normal(96, 256, device=device), _normal(64, 192, 256, device=device)
+    return *operands, torch.tensor(offsets, dtype=torch.int32, device=device)
+
+
 def _zeros(*shape: int, device: str) -> Tensor:
     return torch.zeros(shape, device=device)
 
@@ -290,6 +297,11 @@ def offsets_gemm(precision: torch.dtype, *operands: Any) -> Tensor:
     a, sfa, b, sfb, offsets = operands[:5]
     row = torch.arange(a.shape[0], device=a.device)
     return _by_owner(precision, a, sfa, b, sfb, torch.searchsorted(offsets.long(), row, right=True) - 1)
+
+
+def offsets_bf16_gemm(precision: torch.dtype, a: Tensor, b: Tensor, offsets: Tensor, *_: Any) -> Tensor:
+    owner = torch.searchsorted(offsets.long(), torch.arange(a.shape[0], device=a.device), right=True) - 1
+    return (b.to(precision)[owner] @ a.to(precision).unsqueeze(2)).squeeze(2)
 
 
 def masked_gemm(precision: torch.dtype, *operands: Any) -> Tensor:
@@ -346,6 +358,19 @@ GROUPED_GEMM = {
         masked_gemm,
         5e-4,
         lambda arguments, _: arguments[5],
+    ),
+    "m_grouped_bf16_gemm_nt_offsets": Case(
+        "64 groups, 96 x 192 x 256",
+        lambda device: _bf16_operands(device),
+        offsets_bf16_gemm,
+        BF16,
+    ),
+    "m_grouped_bf16_gemm_nt_offsets_out": Case(
+        "64 groups, 96 x 192 x 256",
+        lambda device: (*_bf16_operands(device), _zeros(96, 192, device=device).bfloat16()),
+        offsets_bf16_gemm,
+        BF16,
+        lambda arguments, _: arguments[3],
     ),
     "k_grouped_fp8_gemm_nt": Case(
         "4 groups, 64 x 192 x 1024",

@@ -43,6 +43,10 @@ class Op:
     """Whether this build holds a CUDA kernel for the op (it may still not be one for the GPU at hand)."""
     overload: Any
 
+    def runs_kernel_on(self, device: torch.device) -> bool:
+        """Whether a call on `device` runs the kernel, where it is for the arguments, and not the reference."""
+        return self.has_kernel and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
     def __call__(self, *args: Any) -> Any:
         if torch.is_grad_enabled():
             for x in args:

@@ -1,4 +1,4 @@
-// A step of a GEMM on the tensor core: 64 x N x 128, both operands in shared memory.
+// A step of a GEMM on the tensor core: 64 x N, 128 bytes of K, both operands in shared memory.
 #pragma once
 
 #include "device/tile.cuh"
@@ -17,6 +17,18 @@ DSO_DEVICE void start_multiply(float (&partial)[N / 2], uint64_t a, uint64_t b) 
         ptx::WgmmaE4M3<N>::mma(partial, advance_descriptor(a, k), advance_descriptor(b, k), k != 0);
     ptx::wgmma_commit();
     ptx::keep_in_order(partial);
+}
+
+/// Starts `sum += a @ b.T` of bfloat16 over 64 of K, likewise. Steps may follow one another without a wait between.
+template <int N>
+DSO_DEVICE void start_adding(float (&sum)[N / 2], uint64_t a, uint64_t b) {
+    ptx::keep_in_order(sum);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSwizzleBytes; k += 32)
+        ptx::WgmmaHalf<ptx::HalfType::kBF16, N>::mma(sum, advance_descriptor(a, k), advance_descriptor(b, k), true);
+    ptx::wgmma_commit();
+    ptx::keep_in_order(sum);
 }
 
 /// Waits for it.

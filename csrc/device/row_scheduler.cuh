@@ -27,6 +27,10 @@ class RowScheduler {
         return schedule_.row_layout == RowLayout::kDense ? next_dense(tile) : next_grouped(tile);
     }
 
+    /// After the last tile of offsets: the first row that is somebody's, and one past the last. Those between are, too.
+    DSO_DEVICE int first_owned_row() const { return clamp_row(schedule_.layout[0]); }
+    DSO_DEVICE int owned_rows_end() const { return rows_end_; }
+
   private:
     DSO_DEVICE bool next_dense(GemmTile& tile) {
         if (next_ >= num_row_blocks_ * num_n_blocks_) return false;

@@ -3,21 +3,14 @@
 //   layout  int32, as device/row_layout.h says
 //   d       [matrices, m, n]  rows contiguous, aligned to 16 bytes and a multiple of that long   16-byte stores
 //
-// Work      a warp a row; the other rows are not touched.   Launched by launch/fp8_gemm.cu
+// Work      a warp a row; the other rows are not touched.   Launched by launch/clear_rows.cu
 #pragma once
 
-#include "device/row_layout.h"
+#include "kernels/clear_rows_arguments.h"
 
 namespace dso {
 
 inline constexpr int kClearThreads = 256;
-
-struct ClearRowsArguments {
-    RowSchedule schedule;
-    uint8_t* d;
-    int64_t num_matrices, matrix_bytes, row_stride_bytes, row_bytes;
-    bool clears_owned;  // else those that are nobody's
-};
 
 /// Offsets never decrease, each counting as the largest so far: the owned rows are one run.
 DSO_DEVICE bool is_between_offsets(const RowSchedule& schedule, int row) {

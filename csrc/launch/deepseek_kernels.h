@@ -95,6 +95,24 @@ typedef struct dso_m_grouped_fp8_gemm {
 
 DSO_API dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm* gemm, dso_stream stream);
 
+// d[r] = a[r] @ b[i].T for the rows r of group i, summed up in float32. Nobody's rows are not written.
+typedef struct dso_m_grouped_bf16_gemm {
+    const void* a;                         // [m, k] bfloat16, rows contiguous, 16-byte aligned
+    const void* b;                         // [num_groups, n, k] bfloat16, rows contiguous, 16-byte aligned
+    void* d;                               // [m, n] bfloat16, rows contiguous, 16-byte aligned
+    const int32_t* offsets;                // [num_groups + 1], as the layout of DSO_ROWS_OFFSETS
+    int64_t num_groups, m, n, k;           // n and k multiples of 8
+    int64_t a_stride, b_stride, d_stride;  // between rows
+    int64_t b_stride_group;                // between matrices
+    int clear_unowned;                     // 1: nobody's rows become zeros
+} dso_m_grouped_bf16_gemm;
+
+DSO_API dso_status dso_m_grouped_bf16_gemm_nt(const dso_m_grouped_bf16_gemm* gemm, dso_stream stream);
+
+// The same by a tile of one's own: its place in bf16_gemm_configs.def.
+DSO_API dso_status dso_m_grouped_bf16_gemm_nt_by_plan(const dso_m_grouped_bf16_gemm* gemm, int config,
+                                                      dso_stream stream);
+
 // d[i] = (a * sfa) @ (b * sfb).T over the columns that group i owns, or d[i] += it.
 typedef struct dso_k_grouped_fp8_gemm {
     dso_fp8_gemm gemm;  // of all columns, k a multiple of 128, and of one matrix of d; sfb has a scale for each row

@@ -5,7 +5,7 @@
 #include <climits>
 
 #include "device/math.cuh"
-#include "kernels/clear_rows.cuh"
+#include "launch/clear_rows.h"
 #include "launch/cuda_check.h"
 #include "launch/device_info.h"
 #include "launch/fp8_gemm_checks.h"
@@ -197,9 +197,7 @@ dso_status clear_rows(const dso_m_grouped_fp8_gemm& group, RowLayout row_layout,
                                        gemm.d_stride * element,
                                        gemm.n * element,
                                        clears_owned};
-    const int64_t num_ctas = ceil_div<int64_t>(num_matrices * gemm.m, kClearThreads / 32);
-    const int grid = static_cast<int>(std::min<int64_t>(num_ctas, num_sms * 8));
-    return launch_kernel(clear_rows_kernel, {dim3(grid), dim3(kClearThreads), 0, stream}, arguments);
+    return clear_rows(arguments, num_sms, stream);
 }
 
 }  // namespace

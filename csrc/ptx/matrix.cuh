@@ -38,6 +38,14 @@ DSO_DEVICE void stmatrix_x2_trans(void* column, uint32_t r0, uint32_t r1) {
                  : "memory");
 }
 
+/// `movmatrix.trans`: an 8 x 8 matrix of 16-bit elements that lies in the warp's registers as `stmatrix_x4` takes it,
+/// transposed: a lane gets elements (2 * (lane % 4), lane / 4) and the one below it.
+DSO_DEVICE uint32_t transpose_8x8(uint32_t x) {
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(x));
+    return transposed;
+}
+
 /// `cvt.rn.bf16x2.f32`: two floats to bfloat16, `low` in the lower half.
 DSO_DEVICE uint32_t pack_bf16x2(float low, float high) {
     uint32_t packed;

@@ -140,6 +140,9 @@ struct WgmmaHalf;
     DSO_WGMMA_HALF(kBF16, "bf16", __VA_ARGS__) \
     DSO_WGMMA_HALF(kF16, "f16", __VA_ARGS__)
 
+DSO_WGMMA_HALVES(8, DSO_REGS_0_3, "%4", "%5", "%6", "%7", "%8", "%9", DSO_ACC_4(d, 0))
+DSO_WGMMA_HALVES(16, DSO_REGS_0_7, "%8", "%9", "%10", "%11", "%12", "%13", DSO_ACC_8(d, 0))
+DSO_WGMMA_HALVES(32, DSO_REGS_0_15, "%16", "%17", "%18", "%19", "%20", "%21", DSO_ACC_16(d, 0))
 DSO_WGMMA_HALVES(64, DSO_REGS_0_31, "%32", "%33", "%34", "%35", "%36", "%37", DSO_ACC_32(d, 0))
 DSO_WGMMA_HALVES(128, DSO_REGS_0_63, "%64", "%65", "%66", "%67", "%68", "%69", DSO_ACC_32(d, 0), DSO_ACC_32(d, 32))
 DSO_WGMMA_HALVES(256, DSO_REGS_0_127, "%128", "%129", "%130", "%131", "%132", "%133", DSO_ACC_32(d, 0),

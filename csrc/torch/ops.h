@@ -29,6 +29,9 @@ void m_grouped_fp8_gemm_nt_masked_out(const Tensor& a, const Tensor& sfa, const 
                                       const Tensor& masked_m, Tensor out, std::optional<int64_t> expected_m,
                                       bool accumulate);
 
+Tensor m_grouped_bf16_gemm_nt_offsets(const Tensor& a, const Tensor& b, const Tensor& offsets);
+void m_grouped_bf16_gemm_nt_offsets_out(const Tensor& a, const Tensor& b, const Tensor& offsets, Tensor out);
+
 Tensor k_grouped_fp8_gemm_nt(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
                              const Tensor& k_offsets, ScalarType out_dtype);
 void k_grouped_fp8_gemm_nt_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,

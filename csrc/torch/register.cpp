@@ -27,6 +27,8 @@ STABLE_TORCH_LIBRARY_IMPL(deepseek_ops, CUDA, library) {
     DSO_REGISTER(library, m_grouped_fp8_gemm_nt_offsets_out);
     DSO_REGISTER(library, m_grouped_fp8_gemm_nt_masked);
     DSO_REGISTER(library, m_grouped_fp8_gemm_nt_masked_out);
+    DSO_REGISTER(library, m_grouped_bf16_gemm_nt_offsets);
+    DSO_REGISTER(library, m_grouped_bf16_gemm_nt_offsets_out);
     DSO_REGISTER(library, k_grouped_fp8_gemm_nt);
     DSO_REGISTER(library, k_grouped_fp8_gemm_nt_out);
     DSO_REGISTER(library, per_token_cast_to_fp8);

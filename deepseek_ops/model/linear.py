@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from deepseek_ops.activation import silu_mul, silu_mul_cast_to_fp8
 from deepseek_ops.gemm import fp8_gemm_nt
+from deepseek_ops.grouped_bf16_gemm import m_grouped_bf16_gemm_nt_offsets
 from deepseek_ops.grouped_gemm import m_grouped_fp8_gemm_nt_offsets
 from deepseek_ops.norm import add_rms_norm, add_rms_norm_cast_to_fp8, rms_norm, rms_norm_cast_to_fp8
 from deepseek_ops.numeric import BLOCK, FP8, align, ceil_div
 from deepseek_ops.quantize import per_block_cast_from_fp8, per_block_cast_to_fp8, per_token_cast_to_fp8
+from deepseek_ops.registry import OPS
 
 __all__ = ["Fp8Linear", "Gemm", "Input", "Linear", "linear_float32", "make_linear", "padded"]
 
@@ -78,8 +80,8 @@ class Linear(nn.Module):
     def grouped(self, x: Input, offsets: Tensor) -> Tensor:
         """`[rows, k]` to `[rows, n]`, rows `offsets[g] <= r < offsets[g + 1]` by the matrix of group `g`.
 
-        This is torch's `grouped_mm`. On CUDA it reads the offsets on the device for bfloat16; for float32, and on the
-        CPU, it loops over the groups on the host.
+        On CUDA the offsets are read on the device for bfloat16; for float32, and on the CPU, torch's `grouped_mm` loops
+        over the groups on the host.
         """
         assert isinstance(x, Tensor)
         return grouped_linear(x, self.weight, offsets)
@@ -225,8 +227,21 @@ def padded(width: int, gemm: Gemm) -> int:
     return align(width, BLOCK) if gemm == "fp8" else width
 
 
+FEW_ROWS = 64
+"""Rows of an expert, on average, up to which reading the weights is most of the work."""
+
+
+def has_few_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether `m_grouped_bf16_gemm_nt_offsets` is made for such operands: from their shapes, which the host knows."""
+    num_experts, n, k = weight.shape
+    return x.dtype == torch.bfloat16 and n % 8 == k % 8 == 0 and x.shape[0] <= FEW_ROWS * num_experts
+
+
 def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """`y[r] = x[r] weight[e]^T` for rows `offsets[e] <= r < offsets[e + 1]`.
+
+    Of few bfloat16 rows by a kernel that is made for reading the weights, where the GPU has it; else by torch's
+    `grouped_mm`.
 
     Args:
         x: `[rows, k]`.
@@ -238,6 +253,8 @@ def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """
     if x.shape[0] == 0:
         return x.new_empty(0, weight.shape[1])
+    if has_few_rows(x, weight) and OPS["m_grouped_bf16_gemm_nt_offsets"].runs_kernel_on(x.device):
+        return m_grouped_bf16_gemm_nt_offsets(x, weight, offsets)
     return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets[1:])
 
 

@@ -26,10 +26,18 @@ FLAGS = [
 ]
 
 
-def fp8_gemm_tiles() -> list[tuple[str, tuple[int, ...]]]:
-    """The lines of csrc/launch/fp8_gemm_configs.def: which kernel, and its numbers."""
-    lines = re.findall(r"^(DSO_\w+)\((.*)\)$", (CSRC / "launch" / "fp8_gemm_configs.def").read_text(), flags=re.M)
+def tiles_of(configs: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The lines of a list of compiled tiles in csrc/launch: which kernel, and its numbers."""
+    lines = re.findall(r"^(DSO_\w+)\((.*)\)$", (CSRC / "launch" / configs).read_text(), flags=re.M)
     return [(kind, tuple(int(x) for x in numbers.split(","))) for kind, numbers in lines]
+
+
+def fp8_gemm_tiles() -> list[tuple[str, tuple[int, ...]]]:
+    return tiles_of("fp8_gemm_configs.def")
+
+
+def bf16_gemm_tiles() -> list[tuple[int, ...]]:
+    return [numbers for _, numbers in tiles_of("bf16_gemm_configs.def")]
 
 
 def write_instances(folder: Path) -> list[Path]:

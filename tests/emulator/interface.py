@@ -39,6 +39,14 @@ class GroupedGemm(ctypes.Structure):
     ]
 
 
+class GroupedBf16Gemm(ctypes.Structure):
+    _fields_ = [
+        *fields(ctypes.c_void_p, "a b d offsets"),
+        *fields(ctypes.c_int64, "num_groups m n k a_stride b_stride d_stride b_stride_group"),
+        *fields(ctypes.c_int, "clear_unowned"),
+    ]
+
+
 class KGroupedGemm(ctypes.Structure):
     _fields_ = [
         ("gemm", Gemm),
@@ -251,6 +259,24 @@ class Kernels:
         of_group = [x.stride(0) if x.dim() == 3 else 0 for x in (a, sfa, d, b, sfb)]
         call = GroupedGemm(gemm, *of_group, b.shape[0], row_layout, layout.data_ptr(), expected_m, clear_unowned)
         self._call("dso_m_grouped_fp8_gemm_nt", call)
+
+    def m_grouped_bf16_gemm_nt(
+        self,
+        a: Tensor,
+        b: Tensor,
+        offsets: Tensor,
+        d: Tensor,
+        *,
+        config: int | None = None,
+        clear_unowned: bool = False,
+    ) -> None:
+        """`config` is a line of bf16_gemm_configs.def; None: the package's own choice."""
+        extents = (b.shape[0], *d.shape, a.shape[1], a.stride(0), b.stride(1), d.stride(0), b.stride(0))
+        call = GroupedBf16Gemm(*map(pointer, (a, b, d, offsets)), *extents, clear_unowned)
+        if config is None:
+            self._call("dso_m_grouped_bf16_gemm_nt", call)
+        else:
+            self._call("dso_m_grouped_bf16_gemm_nt_by_plan", call, config)
 
     def k_grouped_fp8_gemm_nt(
         self,

@@ -71,6 +71,13 @@ void stmatrix_x2_trans(void* column, uint32_t r0, uint32_t r1) {
     }
 }
 
+uint32_t transpose_8x8(uint32_t x) {
+    const uint32_t* pairs = meet("movmatrix.trans", x);
+    const uint32_t lane = current->lane(), row = lane / 4, column = 2 * (lane % 4);
+    const auto element = [&](uint32_t i, uint32_t j) { return pairs[4 * i + j / 2] >> j % 2 * 16 & 0xFFFF; };
+    return element(column, row) | element(column + 1, row) << 16;
+}
+
 uint32_t pack_bf16x2(float low, float high) {
     const auto narrow = [](float x) -> uint32_t { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); };
     return narrow(low) | narrow(high) << 16;
