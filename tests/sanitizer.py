@@ -100,10 +100,16 @@ def edge_cases() -> list[tuple[str, Callable[[str], tuple[Any, ...]]]]:
         kv_scale = 0.5 if dtype == torch.float8_e4m3fn else 1.0
         return q, kv_cache, table, lengths, 0.04, True, offsets, 512, batch_invariant, kv_scale
 
+    def groups_of_any_size(device: str) -> tuple[Any, ...]:
+        """More steps than there are stages, groups of more rows than a tile has, and rows that are nobody's."""
+        a, b = torch.randn(160, 2056, device=device).bfloat16(), torch.randn(9, 264, 2056, device=device).bfloat16()
+        return a, b, torch.tensor([2, 3, 3, 20, 29, 95, 95, 128, 150, 155], dtype=torch.int32, device=device)
+
     gemms = [(1, 2112, 512), (63, 136, 128), (65, 576, 384), (129, 264, 1040), (0, 128, 128)]
     tokens = [(1, 128), (5, 200), (65, 1152)]
     return [
         ("k_grouped_fp8_gemm_nt", k_groups),
+        ("m_grouped_bf16_gemm_nt_offsets", groups_of_any_size),
         ("moe_mapping", pairs_of_a_cluster),
         *(
             ("mla_decode", lambda device, d=dtype, i=invariant: decoding(device, d, batch_invariant=i))

@@ -652,6 +652,28 @@ def test_an_op_needs_the_experts_that_were_chosen_and_the_tokens_that_are_cached
     assert embedding.num_bytes == 8 + 4 * 64
 
 
+def test_experts_in_bfloat16_need_the_weights_of_those_that_were_chosen():
+    a, b = torch.randn(4, 128).bfloat16(), torch.randn(5, 256, 128).bfloat16()
+    offsets = torch.tensor([0, 0, 3, 3, 4, 4]).int()
+    with decode.Ledger() as ledger:
+        deepseek_ops.m_grouped_bf16_gemm_nt_offsets(a, b, offsets)
+        torch.nn.functional.grouped_mm(a, b.mT, offs=offsets[1:])
+    ours, torchs = ledger.work["m_grouped_bf16_gemm_nt_offsets 5 x 256 x 128"], ledger.work["_grouped_mm 5 x 256 x 128"]
+    assert ours.num_bytes == a.nbytes + 2 * b[0].nbytes + offsets.nbytes + 2 * 4 * 256
+    assert ours.flops == torchs.flops == 2 * 4 * 256 * 128
+    assert ours.multiplied == torchs.multiplied == torch.bfloat16
+
+
+def test_each_token_chooses_experts_and_only_the_chosen_ones_are_read():
+    for x in shapes.LITE_EXPERTS:
+        counts = x.counts()
+        assert (len(counts), sum(counts)) == (64, 6 * x.tokens)
+        assert max(counts) <= x.tokens
+        num_chosen = sum(count > 0 for count in counts)
+        assert x.num_bytes == 2 * (num_chosen * x.n * x.k + x.rows * (x.n + x.k))
+    assert [x.rows for x in shapes.LITE_EXPERTS[::2]] == [6, 96, 384]
+
+
 def test_views_and_empty_memory_are_no_ops():
     with decode.Ledger() as ledger:
         x = torch.empty(4, 6).view(2, 12).T[1:].unsqueeze(0)

@@ -190,6 +190,20 @@ def test_the_gemm_is_made_of_hopper_s_instructions():
 
 
 @needs_cuda
+def test_a_step_of_the_bf16_gemm_is_waits_and_wgmmas():
+    """Between the first WGMMA of a step and the wait after its last there is nothing but uniform arithmetic."""
+    kernels = {name: lines for name, lines in machine_code().items() if "bf16_gemm" in name}
+    assert kernels, "there are GEMM kernels"
+    for name, lines in kernels.items():
+        assert instructions()[name]["UTMALDG"], f"{name} has no TMA loads"
+        steps = re.findall(r"WARPGROUP\.ARRIVE.*?WARPGROUP\.DEPBAR", "\n".join(lines), re.S)
+        assert steps, name
+        for step in steps:
+            assert step.count("HGMMA") == 4, f"{name}: 64 of K are four WGMMAs"
+            assert not re.search(r"\b(LDS|STS|LDG|STG|MOV|BAR|LDL|STL)\b", step), f"{name}: {step}"
+
+
+@needs_cuda
 def test_promotion_finds_its_operands_in_different_register_banks():
     """`sum += scale * partial` with sum and partial in one bank takes longer, and 64 of them are a step's."""
     for name, lines in machine_code().items():

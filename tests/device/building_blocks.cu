@@ -91,6 +91,13 @@ extern "C" __global__ void convert_to_e4m3(const float* x, uint16_t* pairs, int 
     if (i < count) pairs[i] = ptx::pack_e4m3x2(x[i], x[i]);
 }
 
+/// An 8 x 8 tile of 0, 1, 2, ... transposed.
+extern "C" __global__ void transpose_matrix(uint16_t* tile) {
+    const int first = threadIdx.x / 4 * 8 + threadIdx.x % 4 * 2;
+    const uint32_t pair = ptx::transpose_8x8(uint32_t(first) | uint32_t(first + 1) << 16);
+    tile[first] = uint16_t(pair), tile[first + 1] = uint16_t(pair >> 16);
+}
+
 /// A 16 x 16 tile of 0, 1, 2, ... through stmatrix: lane l holds what a WGMMA accumulator would.
 extern "C" __global__ void store_matrix(uint16_t* tile) {
     __shared__ alignas(16) uint16_t shared[16 * 16];

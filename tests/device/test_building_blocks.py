@@ -119,3 +119,12 @@ def test_stmatrix_takes_an_accumulators_layout(kernel):
     tile = cupy.zeros((16, 16), np.uint16)
     kernel("store_matrix", 1, 32, tile)
     assert np.array_equal(tile.get(), np.arange(256, dtype=np.uint16).reshape(16, 16))
+
+
+@pytest.mark.gpu
+def test_movmatrix_transposes_what_the_lanes_hold(kernel):
+    import cupy
+
+    tile = cupy.zeros((8, 8), np.uint16)
+    kernel("transpose_matrix", 1, 32, tile)
+    assert np.array_equal(tile.get(), np.arange(64, dtype=np.uint16).reshape(8, 8).T)

@@ -9,8 +9,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepseek_ops import per_block_cast_to_fp8, per_token_cast_from_fp8, per_token_cast_to_fp8, rms_norm, silu_mul
+import deepseek_ops.model.linear as linear_module
+from deepseek_ops import (
+    m_grouped_bf16_gemm_nt_offsets,
+    per_block_cast_to_fp8,
+    per_token_cast_from_fp8,
+    per_token_cast_to_fp8,
+    rms_norm,
+    silu_mul,
+)
 from deepseek_ops.model.linear import Fp8Linear, Gemm, Linear, linear_float32, make_linear, padded
+from deepseek_ops.registry import Op
 from tests.support import BF16_LIMIT, DEVICES, assert_rows_close
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -162,3 +171,32 @@ def test_on_a_gpu_bfloat16_operands_of_logits_are_not_widened() -> None:
             logits = linear_float32(x, weight)
     assert (logits.shape, logits.dtype) == ((3, 50), torch.float32)
     assert [name for name in called if "mm" in name or "copy" in name] == ["aten.mm.dtype"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "is_hopper", "few"),
+    [
+        (1, torch.bfloat16, True, True),
+        (4 * 64, torch.bfloat16, True, True),
+        (4 * 64 + 1, torch.bfloat16, True, False),
+        (1, torch.float32, True, False),
+        (1, torch.bfloat16, False, False),
+    ],
+)
+def test_few_bfloat16_rows_of_experts_go_to_the_kernel_that_is_made_for_them(
+    rows: int, dtype: torch.dtype, is_hopper: bool, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the GPU had the kernel: the op's reference stands in for it."""
+    called = []
+
+    def op(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+        called.append(few)
+        return m_grouped_bf16_gemm_nt_offsets(x, weight, offsets)
+
+    monkeypatch.setattr(Op, "runs_kernel_on", lambda self, device: is_hopper)
+    monkeypatch.setattr(linear_module, "m_grouped_bf16_gemm_nt_offsets", op)
+    x, weight = torch.randn(rows, 64).to(dtype), torch.randn(4, 48, 64).to(dtype)
+    y = linear_module.grouped_linear(x, weight, torch.tensor([0, 1, 1, 1, rows], dtype=torch.int32))
+    assert called == [True] * few
+    for row in {0, rows - 1}:
+        assert_rows_close(y[row], weight[3 if row else 0].double() @ x[row].double(), BF16_LIMIT)
