@@ -155,14 +155,23 @@ DSO_DEVICE void clear_unowned_rows(const Bf16GemmArguments& arguments, int first
 template <typename Shape>
 DSO_DEVICE void produce_bf16_gemm(Bf16SwapAbShared<Shape>& shared, const Bf16GemmMaps& maps,
                                   const Bf16GemmArguments& arguments) {
+    if (threadIdx.x % 32 == 0) {
+        ptx::prefetch_tensor_map(&maps.b);
+        ptx::prefetch_tensor_map(&maps.a);
+    }
+    __syncwarp();
     ptx::grid_dependency_wait();
     RowScheduler<Shape::kMaxRows, 8, Shape::BLOCK_N> scheduler(arguments.schedule, blockIdx.x, gridDim.x);
     const int num_steps = ceil_div(arguments.k, Shape::BLOCK_K);
     constexpr uint32_t kWeightBytes = Shape::BLOCK_N * kSwizzleBytes, kBoxBytes = Shape::kBoxRows * kSwizzleBytes;
     typename Pipeline<Shape::kNumStages>::State state;
     uint32_t num_tiles = 0;
-    for (GemmTile tile; scheduler.next(tile);) {
+    const auto push = [&](const GemmTile& tile) {
+        if (num_tiles == 0) ptx::named_barrier_sync(0, Shape::kNumThreads);  // initialised while the first was found
         shared.queue.push(num_tiles, tile);
+    };
+    for (GemmTile tile; scheduler.next(tile);) {
+        push(tile);
         const bool two_boxes = Shape::kBoxRows < Shape::kMaxRows && tile.num_rows > Shape::kBoxRows;
         const uint32_t num_bytes = kWeightBytes + (two_boxes ? 2 : 1) * kBoxBytes;
         for (int step = 0; step < num_steps; ++step, state.advance()) {
@@ -178,7 +187,7 @@ DSO_DEVICE void produce_bf16_gemm(Bf16SwapAbShared<Shape>& shared, const Bf16Gem
             if (two_boxes) ptx::tma_load_3d(a + kBoxBytes, &maps.a, full, column, tile.first_row + Shape::kBoxRows, 0);
         }
     }
-    shared.queue.push(num_tiles, {});
+    push({});
     if (arguments.clears_unowned)
         clear_unowned_rows(arguments, scheduler.first_owned_row(), scheduler.owned_rows_end());
 }
@@ -192,23 +201,16 @@ __global__ void __launch_bounds__(Shape::kNumThreads, Shape::kCtasPerSm)
     auto& shared = ptx::dynamic_shared<Shared>();
     const bool is_producer = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0) == Shape::kNumMathWarps;
 
+    ptx::grid_launch_dependents();
     if (is_producer) {
-        if (threadIdx.x % 32 == 0) {
-            ptx::prefetch_tensor_map(&maps.b);
-            ptx::prefetch_tensor_map(&maps.a);
+        produce_bf16_gemm<Shape>(shared, maps, arguments);
+    } else {
+        if (threadIdx.x == 0) {
             shared.queue.init(Shape::kNumMathWarps);
             shared.pipeline.init(1, Shape::kNumMathWarps);
         }
         __syncwarp();
-        ptx::named_barrier_arrive(0, Shape::kNumThreads);  // the others wait for it, it does not wait for them
-    } else {
         ptx::named_barrier_sync(0, Shape::kNumThreads);
-    }
-    ptx::grid_launch_dependents();
-
-    if (is_producer) {
-        produce_bf16_gemm<Shape>(shared, maps, arguments);
-    } else {
         Bf16SwapAbConsumer<Shape>(shared, arguments).run();
     }
 }
