@@ -3,7 +3,7 @@
 //   a        [m, k]           bf16, K-major   TMA, 128-byte swizzle
 //   b        [groups, n, k]   bf16, K-major   TMA, 128-byte swizzle
 //   offsets  [groups + 1]     int32           as device/row_scheduler.cuh reads them
-//   d        [m, n]           bf16            4-byte stores from registers, of whole sectors
+//   d        [m, n]           bf16            4-byte stores from registers, two of which fill sectors
 //
 // It is a matter of memory: each chosen group's weights are read once, and nothing else is large. So a CTA has most of
 // an SM's shared memory as a ring, which is refilled across tiles: reading never stops for an epilogue.
@@ -173,6 +173,10 @@ DSO_DEVICE void produce_bf16_gemm(Bf16SwapAbShared<Shape>& shared, const Bf16Gem
     for (GemmTile tile; scheduler.next(tile);) {
         push(tile);
         const bool two_boxes = Shape::kBoxRows < Shape::kMaxRows && tile.num_rows > Shape::kBoxRows;
+        // What a shuffle from lane 0 gives is known to be uniform, and in the loop nothing is left to find out.
+        const int first_row = __shfl_sync(0xFFFFFFFF, tile.first_row, 0);
+        const int row_of_b = __shfl_sync(0xFFFFFFFF, tile.n_block * Shape::BLOCK_N, 0);
+        const int b_matrix = __shfl_sync(0xFFFFFFFF, tile.b_matrix, 0);
         const uint32_t num_bytes = kWeightBytes + (two_boxes ? 2 : 1) * kBoxBytes;
         for (int step = 0; step < num_steps; ++step, state.advance()) {
             shared.pipeline.acquire(state);
@@ -181,10 +185,9 @@ DSO_DEVICE void produce_bf16_gemm(Bf16SwapAbShared<Shape>& shared, const Bf16Gem
             uint8_t* a = shared.a[state.stage];
             const int column = step * Shape::BLOCK_K;
             ptx::mbarrier_arrive_expect_tx(full, num_bytes);
-            ptx::tma_load_3d(shared.b[state.stage], &maps.b, full, column, tile.n_block * Shape::BLOCK_N,
-                             tile.b_matrix);
-            ptx::tma_load_3d(a, &maps.a, full, column, tile.first_row, 0);
-            if (two_boxes) ptx::tma_load_3d(a + kBoxBytes, &maps.a, full, column, tile.first_row + Shape::kBoxRows, 0);
+            ptx::tma_load_3d(shared.b[state.stage], &maps.b, full, column, row_of_b, b_matrix);
+            ptx::tma_load_3d(a, &maps.a, full, column, first_row, 0);
+            if (two_boxes) ptx::tma_load_3d(a + kBoxBytes, &maps.a, full, column, first_row + Shape::kBoxRows, 0);
         }
     }
     push({});
