@@ -20,11 +20,16 @@ DSO_DEVICE float2 unpack_half(uint32_t pair) {
     }
 }
 
-/// A scale as `dequantize` takes it: twice, times 2^8, so that those of small blocks are normal numbers. One whose
-/// block may not fit counts as the largest that does.
+/// The least number that float16 has with all its bits. Products with a scale that is smaller would be less exact.
+inline constexpr float kLeastNormalF16 = 1.f / 16384;
+/// Where a small scale is multiplied by this much, it is exact enough, and so are e4m3 values that are divided by it.
+inline constexpr int kSmallScaleUnits = 256;
+
+/// `kUnits` times a scale, twice. One whose block may not fit into float16 counts as the largest that does.
+template <int kUnits>
 DSO_DEVICE uint32_t scale_to_f16x2(float scale) {
     constexpr float kLargest = 146.125f;  // a float16 times 256, and 448 of it are one: 65504 / 448 would be rounded up
-    const float factor = (scale > kLargest ? kLargest : scale) * 256.f;  // NaN stays NaN
+    const float factor = (scale > kLargest ? kLargest : scale) * kUnits;  // NaN stays NaN
     return ptx::pack_f16x2(factor, factor);
 }
 
@@ -36,17 +41,19 @@ DSO_DEVICE uint4 e4m3_to_f16(uint2 bytes) {
     return pairs;
 }
 
-/// Two e4m3 values in float16, each times a scale from `scale_to_f16x2`.
-DSO_DEVICE uint32_t multiply_by_scale(uint32_t pair, uint32_t scales) {
-    constexpr uint32_t kInverse = 0x1C00'1C00;  // 2^-8, twice: exact, whatever the e4m3 value
-    return ptx::multiply_f16x2(ptx::multiply_f16x2(pair, kInverse), scales);
+/// Eight values of float16 times one.
+DSO_DEVICE uint4 multiply_f16(uint4 x, uint32_t factor) {
+    return {ptx::multiply_f16x2(x.x, factor), ptx::multiply_f16x2(x.y, factor), ptx::multiply_f16x2(x.z, factor),
+            ptx::multiply_f16x2(x.w, factor)};
 }
 
 /// Eight e4m3 values times a scale, in float16: the scale is rounded, and the product is.
-DSO_DEVICE uint4 dequantize(uint2 bytes, uint32_t scale) {
-    const uint4 exact = e4m3_to_f16(bytes);
-    return {multiply_by_scale(exact.x, scale), multiply_by_scale(exact.y, scale), multiply_by_scale(exact.z, scale),
-            multiply_by_scale(exact.w, scale)};
+DSO_DEVICE uint4 dequantize(uint2 bytes, uint32_t scale) { return multiply_f16(e4m3_to_f16(bytes), scale); }
+
+/// The same, bit for bit, of a scale in units of 1 / kSmallScaleUnits, which may be small.
+DSO_DEVICE uint4 dequantize_small(uint2 bytes, uint32_t scale) {
+    constexpr uint32_t kUnit = 0x1C00'1C00;  // 2^-8, twice: exact, whatever the e4m3 value
+    return multiply_f16(multiply_f16(e4m3_to_f16(bytes), kUnit), scale);
 }
 
 /// Eight bfloat16 values as float16, at most 65504.

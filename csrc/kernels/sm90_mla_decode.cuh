@@ -87,6 +87,7 @@ struct MlaDecodeTypes {
     static constexpr bool kIsFp8 = kFormat != LatentFormat::kPlain;                  // the cache
     static constexpr ptx::HalfType kOperand = kIsFp8 ? ptx::HalfType::kF16 : query;  // of products
     static constexpr int kRightStages = kIsFp8 ? 2 : 3;
+    static constexpr int kLoadRegisters = kIsFp8 ? 64 : 32;
     static constexpr int kLeftArrivals = kIsFp8 ? kMlaLoadWarps : 32 * kMlaLoadWarps;  // that make a stage full
     static constexpr int kRightArrivals = kIsFp8 ? kMlaLoadWarps : 32 * kMlaLoadWarps + 1;
 
@@ -369,7 +370,7 @@ class MlaFp8Loader {
     DSO_DEVICE void copy(uint8_t (&to)[kMlaQuarter][kBytes], int first, int64_t place) const {
         constexpr int kLanes = kBytes / 16, kKeys = 32 / kLanes;  // of a key, at a time
         const int chunk = lane_ % kLanes * 16;
-#pragma unroll 4  // there are few registers
+#pragma unroll
         for (int i = 0; i < kMlaQuarter; i += kKeys) {
             const int key = i + lane_ / kLanes;
             const int64_t from = __shfl_sync(0xFFFFFFFF, place, key);
@@ -387,35 +388,41 @@ class MlaFp8Loader {
         __syncwarp();
     }
 
-    /// Latents of a side; a lane has eight channels of every key.
+    /// Latents of a side; a lane has eight channels of every key. All are read before any is converted.
     template <int kSide>
     DSO_DEVICE void convert(uint8_t (*boxes)[kMlaBoxBytes]) const {
         const auto& raw = shared_.raw[warp_];
-        const uint8_t* from = raw.latents[kSide][0] + lane_ * 8;
         const uint32_t to = chunk_of(boxes[lane_ / 8]);
-        const auto read = [&](int key) { return *reinterpret_cast<const uint2*>(from + key * (kMlaValueDim / 2)); };
-        if constexpr (kHasScales) {
-            // A lane hands round the scale of one key's 128. Two keys at a time, whose chunks the swizzle treats alike,
-            // and the bytes of the next two are read ahead.
-            const uint32_t own_scale = scale_to_f16x2(raw.scales[lane_][kSide]);
-            uint2 ahead[2] = {read(0), read(8)};
+        uint2 latents[kMlaQuarter];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const uint2 latents[2] = {ahead[0], ahead[1]};
-                if (i + 1 < 8) ahead[0] = read(i + 1), ahead[1] = read(i + 9);
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const uint32_t scale = __shfl_sync(0xFFFFFFFF, own_scale, i + 8 * j, kMlaQuarter);
-                    store(to, i + 8 * j, dequantize(latents[j], scale));
-                }
-            }
+        for (int key = 0; key < kMlaQuarter; ++key)
+            latents[key] = *reinterpret_cast<const uint2*>(raw.latents[kSide][key] + lane_ * 8);
+        if constexpr (!kHasScales) {
+            store_keys(to, [&latents](int key) { return e4m3_to_f16(latents[key]); });
         } else {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const uint2 latents[2] = {read(i), read(i + 8)};
-#pragma unroll
-                for (int j = 0; j < 2; ++j) store(to, i + 8 * j, e4m3_to_f16(latents[j]));
+            // A lane hands round the scale of one key's 128.
+            const float scale = raw.scales[lane_][kSide];
+            if (__all_sync(0xFFFFFFFF, scale >= kLeastNormalF16)) {
+                const uint32_t own = scale_to_f16x2<1>(scale);
+                store_keys(to, [&latents, own](int key) {
+                    return dequantize(latents[key], __shfl_sync(0xFFFFFFFF, own, key, kMlaQuarter));
+                });
+            } else {
+                const uint32_t own = scale_to_f16x2<kSmallScaleUnits>(scale);
+                store_keys(to, [&latents, own](int key) {
+                    return dequantize_small(latents[key], __shfl_sync(0xFFFFFFFF, own, key, kMlaQuarter));
+                });
             }
+        }
+    }
+
+    /// Keys eight apart in turn: the swizzle treats their chunks alike.
+    template <typename Values>
+    DSO_DEVICE void store_keys(uint32_t to, const Values& values) const {
+#pragma unroll
+        for (int i = 0; i < kMlaQuarter; ++i) {
+            const int key = i / 2 + i % 2 * (kMlaQuarter / 2);
+            store(to, key, values(key));
         }
     }
 
@@ -898,25 +905,28 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
     const MlaDecodeRows rows(arguments, kMlaTileRows);
     if (has_no_work(arguments, rows, cluster_size, rank)) return;
     if (warp >= kMlaMathWarps) {
-        ptx::setmaxnreg_dec<32>();
+        ptx::setmaxnreg_dec<Types::kLoadRegisters>();
         const int share = share_of(rows, cluster_size, rank), loader = warp - kMlaMathWarps;
         if constexpr (Types::kIsFp8) {
             const MlaFp8Loader<Types> load(shared, arguments, rows, share, loader);
             load.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
+            ptx::setmaxnreg_dec<32>();  // for the scores' warpgroup
         } else {
             const MlaDecodeLoader<Types> load(shared, &map_kv, arguments, rows, share, loader);
             load.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
         }
         return;
     }
-    ptx::setmaxnreg_inc<160>();
     if (threadIdx.x == 0 && arguments.num_parts > 1) open_counter(counter_of(arguments, rows, cluster_size, rank));
     load_queries(shared, arguments, rows);
     const MlaDecodeKeys keys(arguments, rows, cluster_size, rank);
     MlaValueSums sums;
     if (warp < 4) {
+        if constexpr (!Types::kIsFp8) ptx::setmaxnreg_inc<160>();
         MlaDecodeScores<Types>(shared, arguments, rows, keys, warp).run();
+        if constexpr (Types::kIsFp8) ptx::setmaxnreg_inc<160>();  // that the loading warps have left
     } else {
+        ptx::setmaxnreg_inc<160>();
         const int num_tiles_by_tma = keys.num_tiles_by_tma(arguments);
         if (warp < 8) {
             compute_values<Types, false>(shared, keys.num_tiles, num_tiles_by_tma, sums);
