@@ -20,12 +20,13 @@ DSO_DEVICE float2 unpack_half(uint32_t pair) {
     }
 }
 
-/// The least number that float16 has with all its bits. Products with a scale that is smaller would be less exact.
+/// The least number that float16 has with all its bits.
 inline constexpr float kLeastNormalF16 = 1.f / 16384;
-/// Where a small scale is multiplied by this much, it is exact enough, and so are e4m3 values that are divided by it.
+/// In units of 1 / 256 smaller scales have all their bits, too; and e4m3 values in units of 256 are exact.
 inline constexpr int kSmallScaleUnits = 256;
 
-/// `kUnits` times a scale, twice. One whose block may not fit into float16 counts as the largest that does.
+/// `kUnits` times a scale, twice: kUnits is 1, or kSmallScaleUnits. A scale whose block may not fit into float16 counts
+/// as the largest that does.
 template <int kUnits>
 DSO_DEVICE uint32_t scale_to_f16x2(float scale) {
     constexpr float kLargest = 146.125f;  // a float16 times 256, and 448 of it are one: 65504 / 448 would be rounded up
@@ -41,19 +42,18 @@ DSO_DEVICE uint4 e4m3_to_f16(uint2 bytes) {
     return pairs;
 }
 
-/// Eight values of float16 times one.
-DSO_DEVICE uint4 multiply_f16(uint4 x, uint32_t factor) {
-    return {ptx::multiply_f16x2(x.x, factor), ptx::multiply_f16x2(x.y, factor), ptx::multiply_f16x2(x.z, factor),
-            ptx::multiply_f16x2(x.w, factor)};
-}
-
-/// Eight e4m3 values times a scale, in float16: the scale is rounded, and the product is.
-DSO_DEVICE uint4 dequantize(uint2 bytes, uint32_t scale) { return multiply_f16(e4m3_to_f16(bytes), scale); }
-
-/// The same, bit for bit, of a scale in units of 1 / kSmallScaleUnits, which may be small.
-DSO_DEVICE uint4 dequantize_small(uint2 bytes, uint32_t scale) {
-    constexpr uint32_t kUnit = 0x1C00'1C00;  // 2^-8, twice: exact, whatever the e4m3 value
-    return multiply_f16(multiply_f16(e4m3_to_f16(bytes), kUnit), scale);
+/// Eight e4m3 values in float16 times a scale from `scale_to_f16x2`: the scale is rounded, and the product is. Where
+/// the scale is a normal number both units give the same bits.
+template <int kUnits>
+DSO_DEVICE uint4 multiply_by_scale(uint4 x, uint32_t scale) {
+    constexpr uint32_t kUnit = 0x1C00'1C00;  // 2^-8, twice
+    uint32_t pairs[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (uint32_t& pair : pairs) {
+        if constexpr (kUnits != 1) pair = ptx::multiply_f16x2(pair, kUnit);
+        pair = ptx::multiply_f16x2(pair, scale);
+    }
+    return {pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
 /// Eight bfloat16 values as float16, at most 65504.

@@ -95,19 +95,14 @@ struct MlaDecodeTypes {
     DSO_DEVICE static int column_of(int group, int lane) { return group * 8 + lane % 4 * 2; }
 };
 
-/// A loading warp's keys of an FP8 cache as the cache has them. The sides come and go by themselves.
-template <LatentFormat kFormat>
-struct MlaRawKeys;
-template <>
-struct MlaRawKeys<LatentFormat::kFp8Blocks> {
-    uint8_t latents[2][kMlaQuarter][kMlaValueDim / 2];
-    float scales[32][2];  // of each lane's key and half of a side
-    uint8_t rotated[kMlaQuarter][2 * (kMlaKeyDim - kMlaValueDim)];
-};
-template <>
-struct MlaRawKeys<LatentFormat::kFp8> {
-    uint8_t latents[2][kMlaQuarter][kMlaValueDim / 2];
-    uint8_t rotated[kMlaQuarter][kMlaKeyDim - kMlaValueDim];
+/// A loading warp's keys of an FP8 cache as the cache has them, in boxes of 128 bytes of each. The sides come and go by
+/// themselves.
+struct alignas(128) MlaRawKeys {
+    using Box = uint8_t[kMlaQuarter][kSwizzleBytes];
+
+    Box latents[2][kMlaSideBoxes / 2];
+    Box rotated;
+    float scales[2][32];  // of a side, for each lane: of its key's 128 latents of one box; where keys have scales
 };
 
 /// What lies before the tiles. The last raw keys are tiles by the time that the first sums of rows are there.
@@ -115,7 +110,7 @@ template <LatentFormat kFormat>
 struct MlaDecodeStaging {
     union {
         SoftmaxPart rows[kMlaTileRows];
-        MlaRawKeys<kFormat> raw[kMlaLoadWarps];
+        MlaRawKeys raw[kMlaLoadWarps];
     };
 };
 template <>
@@ -148,6 +143,7 @@ struct MlaDecodeShared : MlaDecodeStaging<Types::kFormat> {
     alignas(8) Pipeline<kMlaLeftStages> left;
     Pipeline<Types::kRightStages> right;
     uint64_t p_full[Types::kRightStages], scored[Types::kRightStages], q_taken, rows_full;
+    uint64_t raw_full[kMlaLoadWarps][2];  // of an FP8 cache: a loading warp's bytes of a side are there
     bool is_last;
 };
 
@@ -294,13 +290,14 @@ class MlaDecodeLoader {
 
 /// A loading warp's share of the tiles of an FP8 cache: a quarter of the keys, all the way from the cache to the tile,
 /// so that no other warp is waited for. While one side is converted, the other is on its way, and so is the next tile's
-/// as soon as there is room.
+/// as soon as there is room. Keys that all exist and are rows of one page come by TMA, others 16 bytes at a time.
 template <typename Types>
 class MlaFp8Loader {
   public:
-    DSO_DEVICE MlaFp8Loader(MlaDecodeShared<Types>& shared, const MlaDecodeArguments& arguments,
+    DSO_DEVICE MlaFp8Loader(MlaDecodeShared<Types>& shared, const TensorMap* map, const MlaDecodeArguments& arguments,
                             const MlaDecodeRows& rows, int share, int warp)
         : shared_(shared),
+          map_(map),
           arguments_(arguments),
           table_(arguments.block_table + rows.request * arguments.table_stride),
           warp_(warp),
@@ -310,43 +307,48 @@ class MlaFp8Loader {
     DSO_DEVICE void run(const MlaDecodeKeys& range) const {
         if (range.first_tile >= range.end_tile) return;
         MlaKey key = first_;
-        int64_t place = key_of(range.first_tile) < range.some_see ? key.place(arguments_) : -1;
-        request<0>(place);
-        ptx::cp_async_commit();
-        request<1>(place);
-        ptx::cp_async_commit();
+        if (key_of(range.first_tile) >= range.some_see) key.page = -1;
+        bool exists = key.place(arguments_) >= 0;
+        request<0>(key);
+        request<1>(key);
+        uint32_t raw_phase = 0;
         MlaRing<Types> state;
         for (int tile = range.first_tile; tile < range.end_tile; tile += range.tile_step, state.advance()) {
             const int next = tile + range.tile_step;
-            const bool is_last = next >= range.end_tile, exists = place >= 0;
-            if (!is_last) key = find(next, range.some_see);  // long before it is needed
+            const bool has_next = next < range.end_tile;
+            if (has_next) key = find(next, range.some_see);  // long before it is needed
 
             // The left product is through long before the right one, and scores begin with the left.
-            wait_for_older_request();
+            ptx::mbarrier_wait(&shared_.raw_full[warp_][0], raw_phase);
+            float scale = scale_of<0>();
             shared_.left.acquire(state.left);
-            convert<0>(shared_.tiles.left[state.left.stage]);
+            convert<0>(scale, shared_.tiles.left[state.left.stage]);
             finish(&shared_.left.full[state.left.stage]);
-            place = key.place(arguments_);
-            if (!is_last) request<0>(place);
-            ptx::cp_async_commit();
+            if (has_next) request<0>(key);
 
-            wait_for_older_request();
+            ptx::mbarrier_wait(&shared_.raw_full[warp_][1], raw_phase);
+            scale = scale_of<1>();
             if (state.right.stage == Types::kRightStages - 1) ptx::mbarrier_wait(&shared_.q_taken, 0);
             shared_.right.acquire(state.right);
             auto& right = shared_.tiles.right[state.right.stage];
-            convert<1>(right);
+            convert<1>(scale, right);
             convert_rotated(right[kMlaSideBoxes]);
             const uint32_t which = __ballot_sync(0xFFFFFFFF, exists);
             if (lane_ == 0)
                 reinterpret_cast<uint16_t*>(&shared_.exists[state.right.stage])[warp_] = static_cast<uint16_t>(which);
             finish(&shared_.right.full[state.right.stage]);
-            if (!is_last) request<1>(place);
-            ptx::cp_async_commit();
+            if (has_next) {
+                request<1>(key);
+                exists = key.place(arguments_) >= 0;
+            }
+            raw_phase ^= 1;
         }
     }
 
   private:
     static constexpr bool kHasScales = Types::kFormat == LatentFormat::kFp8Blocks;
+    static constexpr int kRotated = kHasScales ? kFp8RowKey : kMlaValueDim;  // the byte of a row where they begin
+    static constexpr int kSideLatents = kMlaValueDim / 2;
 
     /// Key `lane % 16` of the warp's.
     DSO_DEVICE int key_of(int tile) const { return tile * kMlaTile + warp_ * kMlaQuarter + lane_ % kMlaQuarter; }
@@ -355,22 +357,39 @@ class MlaFp8Loader {
     /// Starts the copies of a side of the warp's keys: 0 is left, 1 right and the rotated channels. What does not exist
     /// is zeros.
     template <int kSide>
-    DSO_DEVICE void request(int64_t place) const {
+    DSO_DEVICE void request(const MlaKey& key) const {
         auto& raw = shared_.raw[warp_];
-        copy<kMlaValueDim / 2>(raw.latents[kSide], kSide * kMlaValueDim / 2, place);
-        if constexpr (kHasScales) {
-            const int half = 2 * kSide + lane_ / kMlaQuarter;
-            ptx::cp_async_4(&raw.scales[lane_][kSide], source(place) + kFp8RowScales + 4 * half, place >= 0);
+        uint64_t* full = &shared_.raw_full[warp_][kSide];
+        const int64_t place = key.place(arguments_);
+        if (arguments_.box_rows != 0 && __all_sync(0xFFFFFFFF, place >= 0)) {
+            if (lane_ == 0) {
+                constexpr int kBoxes = kMlaSideBoxes / 2 + kSide;
+                ptx::mbarrier_arrive_expect_tx(full, kBoxes * sizeof(MlaRawKeys::Box));
+                for (int box = 0; box < kMlaSideBoxes / 2; ++box)
+                    ptx::tma_load_3d(raw.latents[kSide][box], map_, full, kSide * kSideLatents + box * kSwizzleBytes,
+                                     key.row, key.page);
+                if (kSide == 1) ptx::tma_load_3d(raw.rotated, map_, full, kRotated, key.row, key.page);
+            }
+            __syncwarp();
+        } else {
+            if (lane_ == 0) ptx::mbarrier_arrive(full);
+            for (int box = 0; box < kMlaSideBoxes / 2; ++box)
+                gather<kSwizzleBytes>(raw.latents[kSide][box], kSide * kSideLatents + box * kSwizzleBytes, place);
+            if (kSide == 1) gather<kHasScales ? 128 : 64>(raw.rotated, kRotated, place);
         }
-        if (kSide == 1) copy<sizeof(raw.rotated[0])>(raw.rotated, kHasScales ? kFp8RowKey : kMlaValueDim, place);
+        if constexpr (kHasScales) {
+            const int block = 2 * kSide + lane_ / kMlaQuarter;
+            ptx::cp_async_4(&raw.scales[kSide][lane_], source(place) + kFp8RowScales + 4 * block, place >= 0);
+        }
+        ptx::cp_async_mbarrier_arrive(full);
     }
 
     /// `kBytes` of each key from its byte `first` onward.
     template <int kBytes>
-    DSO_DEVICE void copy(uint8_t (&to)[kMlaQuarter][kBytes], int first, int64_t place) const {
+    DSO_DEVICE void gather(MlaRawKeys::Box& to, int first, int64_t place) const {
         constexpr int kLanes = kBytes / 16, kKeys = 32 / kLanes;  // of a key, at a time
         const int chunk = lane_ % kLanes * 16;
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < kMlaQuarter; i += kKeys) {
             const int key = i + lane_ / kLanes;
             const int64_t from = __shfl_sync(0xFFFFFFFF, place, key);
@@ -382,47 +401,37 @@ class MlaFp8Loader {
         return static_cast<const uint8_t*>(arguments_.kv_cache) + (place >= 0 ? place : 0);
     }
 
-    /// Until the older of two requests is there; by all lanes, each of which waits for its own copies.
-    DSO_DEVICE static void wait_for_older_request() {
-        ptx::cp_async_wait<1>();
-        __syncwarp();
+    /// The scale of one key's 128 latents of a side; a lane hands it round.
+    template <int kSide>
+    DSO_DEVICE float scale_of() const {
+        return kHasScales ? shared_.raw[warp_].scales[kSide][lane_] : 1.f;
     }
 
-    /// Latents of a side; a lane has eight channels of every key. All are read before any is converted.
     template <int kSide>
-    DSO_DEVICE void convert(uint8_t (*boxes)[kMlaBoxBytes]) const {
-        const auto& raw = shared_.raw[warp_];
-        const uint32_t to = chunk_of(boxes[lane_ / 8]);
-        uint2 latents[kMlaQuarter];
-#pragma unroll
-        for (int key = 0; key < kMlaQuarter; ++key)
-            latents[key] = *reinterpret_cast<const uint2*>(raw.latents[kSide][key] + lane_ * 8);
-        if constexpr (!kHasScales) {
-            store_keys(to, [&latents](int key) { return e4m3_to_f16(latents[key]); });
+    DSO_DEVICE void convert(float scale, uint8_t (*boxes)[kMlaBoxBytes]) const {
+        if (!kHasScales || __all_sync(0xFFFFFFFF, scale >= kLeastNormalF16)) {
+            convert<kSide, 1>(scale, boxes);
         } else {
-            // A lane hands round the scale of one key's 128.
-            const float scale = raw.scales[lane_][kSide];
-            if (__all_sync(0xFFFFFFFF, scale >= kLeastNormalF16)) {
-                const uint32_t own = scale_to_f16x2<1>(scale);
-                store_keys(to, [&latents, own](int key) {
-                    return dequantize(latents[key], __shfl_sync(0xFFFFFFFF, own, key, kMlaQuarter));
-                });
-            } else {
-                const uint32_t own = scale_to_f16x2<kSmallScaleUnits>(scale);
-                store_keys(to, [&latents, own](int key) {
-                    return dequantize_small(latents[key], __shfl_sync(0xFFFFFFFF, own, key, kMlaQuarter));
-                });
-            }
+            convert<kSide, kSmallScaleUnits>(scale, boxes);
         }
     }
 
-    /// Keys eight apart in turn: the swizzle treats their chunks alike.
-    template <typename Values>
-    DSO_DEVICE void store_keys(uint32_t to, const Values& values) const {
+    /// Latents of a side; a lane has eight channels of every key. All are read before any is converted.
+    template <int kSide, int kUnits>
+    DSO_DEVICE void convert(float scale, uint8_t (*boxes)[kMlaBoxBytes]) const {
+        const auto& raw = shared_.raw[warp_];
+        const uint32_t to = chunk_of(boxes[lane_ / 8]), own_scale = scale_to_f16x2<kUnits>(scale);
+        uint2 latents[kMlaQuarter];
+#pragma unroll
+        for (int key = 0; key < kMlaQuarter; ++key)
+            latents[key] = *reinterpret_cast<const uint2*>(raw.latents[kSide][lane_ / 16][key] + lane_ % 16 * 8);
 #pragma unroll
         for (int i = 0; i < kMlaQuarter; ++i) {
-            const int key = i / 2 + i % 2 * (kMlaQuarter / 2);
-            store(to, key, values(key));
+            const int key = i / 2 + i % 2 * (kMlaQuarter / 2);  // the swizzle treats those eight apart alike
+            uint4 values = e4m3_to_f16(latents[key]);
+            if constexpr (kHasScales)
+                values = multiply_by_scale<kUnits>(values, __shfl_sync(0xFFFFFFFF, own_scale, key, kMlaQuarter));
+            store(to, key, values);
         }
     }
 
@@ -461,6 +470,7 @@ class MlaFp8Loader {
     }
 
     MlaDecodeShared<Types>& shared_;
+    const TensorMap* map_;
     const MlaDecodeArguments& arguments_;
     const int32_t* table_;
     const int warp_, lane_;
@@ -891,6 +901,7 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
                 ptx::mbarrier_init(&shared.p_full[stage], kMlaTileRows / 2);
                 ptx::mbarrier_init(&shared.scored[stage], 4);
             }
+            for (int i = 0; i < 2 * kMlaLoadWarps; ++i) ptx::mbarrier_init(&shared.raw_full[i / 2][i % 2], 33);
             ptx::mbarrier_init(&shared.q_taken, 4);
             ptx::mbarrier_init(&shared.rows_full, kMlaTileRows / 2);
             ptx::fence_mbarrier_init();
@@ -908,7 +919,7 @@ __global__ void __launch_bounds__(kMlaThreads, 1)
         ptx::setmaxnreg_dec<Types::kLoadRegisters>();
         const int share = share_of(rows, cluster_size, rank), loader = warp - kMlaMathWarps;
         if constexpr (Types::kIsFp8) {
-            const MlaFp8Loader<Types> load(shared, arguments, rows, share, loader);
+            const MlaFp8Loader<Types> load(shared, &map_kv, arguments, rows, share, loader);
             load.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
             ptx::setmaxnreg_dec<32>();  // for the scores' warpgroup
         } else {

@@ -63,9 +63,11 @@ bool is_possible(const dso_mla_decode_plan& plan) {
            (plan.tile_rows == kMlaManyRowsTile || plan.tile_rows == kMlaFewRowsTile);
 }
 
-/// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; 0 where none do.
+/// Rows that TMA loads at a time: a tile's, or those of a smaller page where a few make up a tile; of an FP8 cache a
+/// loading warp's; 0 where none do.
 int box_rows_of(const dso_mla_decode& decode) {
-    if (decode.num_pages == 0 || decode.format != DSO_LATENT_PLAIN) return 0;
+    if (decode.num_pages == 0) return 0;
+    if (decode.format != DSO_LATENT_PLAIN) return decode.page_size % kMlaQuarter == 0 ? kMlaQuarter : 0;
     if (decode.page_size % kMlaTile == 0) return kMlaTile;
     return kMlaTile % decode.page_size == 0 && decode.page_size >= 8 ? static_cast<int>(decode.page_size) : 0;
 }
@@ -114,9 +116,11 @@ dso_status launch_many_rows(const dso_mla_decode& decode, const MlaDecodeArgumen
                             int device) {
     TensorMap map_kv{};
     if (arguments.box_rows != 0)
-        DSO_TRY(encode_tensor_map({decode.kv_cache, decode.num_pages, decode.page_size, kMlaKeyDim, decode.page_stride,
-                                   decode.key_stride, 2, arguments.box_rows, 64, true},
-                                  &map_kv));
+        DSO_TRY(encode_tensor_map(
+            {decode.kv_cache, decode.num_pages, decode.page_size, Types::kIsFp8 ? key_bytes(decode.format) : kMlaKeyDim,
+             decode.page_stride, decode.key_stride, Types::kIsFp8 ? 1 : 2, arguments.box_rows,
+             Types::kIsFp8 ? kSwizzleBytes : 64, !Types::kIsFp8},
+            &map_kv));
     constexpr auto kernel = sm90_mla_decode_kernel<Types>;
     shape.threads = dim3(kMlaThreads);
     shape.shared_bytes = sizeof(MlaDecodeShared<Types>);
