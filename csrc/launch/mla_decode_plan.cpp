@@ -21,8 +21,8 @@ struct Kernel {
 };
 
 constexpr Kernel kKernels[] = {
-    {kMlaFewRowsTile, 5.5, 1.08, 1.28, 3.85e6, 5.56e6, 61e3, 44e3, .48, .37, 0., 1.86, .57},
-    {kMlaManyRowsTile, 7., 1.77, 3.28, 4.2e6, 9.3e6, 81e3, 59e3, 0., .19, .19, 1.83, .54},
+    {kMlaFewRowsTile, 5.14, 1.02, 1.19, 4.11e6, 5.9e6, 71.5e3, 57e3, .578, .424, 0., 2.14, .637},
+    {kMlaManyRowsTile, 7.75, 1.66, 2.38, 4.52e6, 9.09e6, 83.9e3, 54.4e3, 0., .0564, .192, 2.18, .524},
 };
 
 bool is_fp8(const MlaDecodeShape& shape) { return shape.key_bytes < 1024; }
