@@ -16,7 +16,7 @@ from tests.support import BF16_LIMIT, GPU, Guarded, assert_gemm_close, bits
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU")]
 
 TILES = bf16_gemm_tiles()
-"""Rows of a tile at most, its rows of b, stages, CTAs of an SM."""
+"""Rows of a tile at most, its rows of b, stages."""
 
 
 def run_tile(config: int, a: Tensor, b: Tensor, offsets: Tensor, out: Tensor) -> Tensor:

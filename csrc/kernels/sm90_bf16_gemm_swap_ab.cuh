@@ -36,9 +36,9 @@
 namespace dso {
 
 /// One line of launch/bf16_gemm_configs.def, for the compiler.
-template <int kMaxRows_, int BLOCK_N_, int kNumStages_, int kCtasPerSm_>
+template <int kMaxRows_, int BLOCK_N_, int kNumStages_>
 struct Bf16SwapAbShape {
-    static constexpr int kMaxRows = kMaxRows_, kNumStages = kNumStages_, kCtasPerSm = kCtasPerSm_;
+    static constexpr int kMaxRows = kMaxRows_, kNumStages = kNumStages_;
     static constexpr int BLOCK_N = BLOCK_N_, BLOCK_K = 64, kNumNGroups = BLOCK_N / 64;
     static constexpr int kBoxRows = kMaxRows > 8 ? kMaxRows / 2 : 8;  // WGMMA's N side comes in steps of 8
     static constexpr int kNumMathThreads = 128 * kNumNGroups, kNumMathWarps = kNumMathThreads / 32;
@@ -196,7 +196,7 @@ DSO_DEVICE void produce_bf16_gemm(Bf16SwapAbShared<Shape>& shared, const Bf16Gem
 }
 
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::kNumThreads, Shape::kCtasPerSm)
+__global__ void __launch_bounds__(Shape::kNumThreads, 1)
     sm90_bf16_gemm_swap_ab_kernel(const __grid_constant__ Bf16GemmMaps maps,
                                   const __grid_constant__ Bf16GemmArguments arguments) {
     using Shared = Bf16SwapAbShared<Shape>;

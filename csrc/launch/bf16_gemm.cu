@@ -29,19 +29,18 @@ dso_status encode_maps(const dso_m_grouped_bf16_gemm& gemm, Bf16GemmMaps& maps) 
                              &maps.b);
 }
 
-template <int kMaxRows, int BLOCK_N, int kNumStages, int kCtasPerSm>
+template <int kMaxRows, int BLOCK_N, int kNumStages>
 dso_status launch_bf16_swap_ab(const dso_m_grouped_bf16_gemm& gemm, int device, int num_sms, dso_stream stream) {
-    using Shape = Bf16SwapAbShape<kMaxRows, BLOCK_N, kNumStages, kCtasPerSm>;
+    using Shape = Bf16SwapAbShape<kMaxRows, BLOCK_N, kNumStages>;
     constexpr int kSharedBytes = sizeof(Bf16SwapAbShared<Shape>);
-    static_assert(kSharedBytes <= Bf16GemmConfig{kMaxRows, BLOCK_N, kNumStages, kCtasPerSm}.shared_bytes(),
+    static_assert(kSharedBytes <= Bf16GemmConfig{kMaxRows, BLOCK_N, kNumStages}.shared_bytes(),
                   "the host's view of a tile is the kernel's");
-    static_assert((kSharedBytes + 1024) * kCtasPerSm <= 233472, "an SM has room for so many CTAs");
     constexpr auto kernel = sm90_bf16_gemm_swap_ab_kernel<Shape>;
 
     // No more tiles than this, whatever the offsets say.
     const int64_t num_row_blocks = std::min(gemm.m, ceil_div<int64_t>(gemm.m, kMaxRows) + gemm.num_groups);
-    const int64_t num_n_blocks = ceil_div<int64_t>(gemm.n, BLOCK_N), slots = int64_t{num_sms} * kCtasPerSm;
-    if (num_row_blocks > (INT_MAX - slots) / num_n_blocks)
+    const int64_t num_n_blocks = ceil_div<int64_t>(gemm.n, BLOCK_N);
+    if (num_row_blocks > (INT_MAX - num_sms) / num_n_blocks)
         return fail(DSO_INVALID, "m_grouped_bf16_gemm_nt: more than 2^31 tiles");
 
     Bf16GemmMaps maps{};
@@ -49,12 +48,8 @@ dso_status launch_bf16_swap_ab(const dso_m_grouped_bf16_gemm& gemm, int device, 
     const Bf16GemmArguments arguments{schedule_of(gemm), static_cast<int>(gemm.k), static_cast<uint16_t*>(gemm.d),
                                       gemm.d_stride, gemm.clear_unowned != 0};
     DSO_TRY(allow_shared_memory<kernel>(device, kSharedBytes));
-    LaunchShape shape{dim3(static_cast<unsigned>(std::min(num_row_blocks * num_n_blocks, slots))),
-                      dim3(Shape::kNumThreads), kSharedBytes, stream};
-    // CTAs that start while the kernel before ends take SMs as these become free: where several share an SM, some SMs
-    // would get more of them than others.
-    shape.is_programmatic_dependent = kCtasPerSm == 1;
-    return launch_kernel(kernel, shape, maps, arguments);
+    const dim3 grid(static_cast<unsigned>(std::min<int64_t>(num_row_blocks * num_n_blocks, num_sms)));
+    return launch_kernel(kernel, {grid, dim3(Shape::kNumThreads), kSharedBytes, stream, 1, true}, maps, arguments);
 }
 
 using Launcher = dso_status (*)(const dso_m_grouped_bf16_gemm&, int device, int num_sms, dso_stream);

@@ -7,7 +7,7 @@ namespace dso {
 
 /// A compiled tile.
 struct Bf16GemmConfig {
-    int max_rows, block_n, num_stages, ctas_per_sm;
+    int max_rows, block_n, num_stages;
 
     /// What the kernel's shared memory comes to at most (static_assert in bf16_gemm.cu).
     constexpr int shared_bytes() const {

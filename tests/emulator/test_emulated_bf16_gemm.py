@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
 TILES = bf16_gemm_tiles()
-"""Rows of a tile at most, its rows of b, stages, CTAs of an SM."""
+"""Rows of a tile at most, its rows of b, stages."""
 
 
 def operands(m: int, g: int, n: int, k: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def spread(counts: list[int]) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("config", range(len(TILES)), ids=lambda i: str(TILES[i]))
 def test_every_tile_is_right_with_groups_of_any_size(config, kernels):
     """Both widths of a tile, one and several tiles a group, edges in n and k, and rings that go round."""
-    rows, block_n, num_stages, _ = TILES[config]
+    rows, block_n, num_stages = TILES[config]
     offsets, groups = spread([1, 0, rows, rows // 2, rows + 1, 0, rows // 2 + 1])
     a, b = operands(len(groups), 7, block_n + 72, 64 * (num_stages + 2) + 8)
     first = run(kernels, a, b, offsets, config=config)

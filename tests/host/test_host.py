@@ -16,7 +16,7 @@ CSRC = HERE.parent.parent / "csrc"
 PROGRAMS = {
     "scheduler": ([], 80_000),
     "fp8_gemm_plan": (["fp8_gemm_checks.cpp", "fp8_gemm_config.cpp", "status.cpp"], 1_000_000),
-    "bf16_gemm_plan": (["bf16_gemm_checks.cpp", "bf16_gemm_config.cpp", "status.cpp"], 20_000),
+    "bf16_gemm_plan": (["bf16_gemm_checks.cpp", "bf16_gemm_config.cpp", "status.cpp"], 10_000),
     "mla_decode_plan": (["mla_decode_plan.cpp"], 6_000),
     "pipeline": ([], 5_000),
     "stream_k": ([], 10_000),
