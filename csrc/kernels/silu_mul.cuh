@@ -1,9 +1,9 @@
 // SwiGLU's elementwise half:   y = T(silu(gate) * up),   silu(g) = g / (1 + exp(-g));   or q, sf = that y quantized
 //
-//   x   [groups, m, 2d]            bf16, f16 or f32, rows contiguous, gate first    16-byte loads where rows are
-//   aligned y   [groups, m, d]             the type of x, contiguous                        16-byte stores q   [groups,
-//   m, d]             e4m3, contiguous                                 8-byte stores sf  [groups, m, ceil(d/128)] f32,
-//   any strides                                 one store a block of 128
+//   x   [groups, m, 2d]           bf16, f16 or f32, rows contiguous, gate first   16-byte loads of aligned rows
+//   y   [groups, m, d]            the type of x, contiguous                       16-byte stores
+//   q   [groups, m, d]            e4m3, contiguous                                8-byte stores
+//   sf  [groups, m, ceil(d/128)]  f32, any strides                                one store a block of 128
 //
 // Work      A warp takes a patch of 2 rows x 512 columns of the output (1 row where that would leave SMs idle), loads
 //           both halves of it, and quantizes as per_token_cast_to_fp8 does. See device/patch.cuh.
