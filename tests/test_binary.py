@@ -204,6 +204,18 @@ def test_a_step_of_the_bf16_gemm_is_waits_and_wgmmas():
 
 
 @needs_cuda
+def test_what_starts_early_around_the_experts_gemms_waits_before_it_touches_memory():
+    """A wait that is missing shows on a GPU only, and there not always."""
+    kernels = {name: lines for name, lines in machine_code().items() if re.search("moe_(map|perm|unperm)|silu", name)}
+    assert kernels, "there are such kernels"
+    for name, lines in kernels.items():
+        before, wait, _ = "\n".join(lines).partition("ACQBULK")
+        assert wait, f"{name} does not wait"
+        assert "PREEXIT" in before, f"{name} does not let the next kernel start"
+        assert not re.search(r"\b(LDG|STG|LD|ST|RED|ATOMG|UBLKCP)\b", before), f"{name} does not wait first"
+
+
+@needs_cuda
 def test_promotion_finds_its_operands_in_different_register_banks():
     """`sum += scale * partial` with sum and partial in one bank takes longer, and 64 of them are a step's."""
     for name, lines in machine_code().items():

@@ -47,6 +47,6 @@ extern "C" dso_status dso_moe_mapping(const dso_expert_rows* rows, dso_stream st
                                         static_cast<int>(std::min<int64_t>(rows->alignment, INT32_MAX))};
     return launch_kernel(moe_mapping_kernel,
                          {dim3(static_cast<unsigned>(cluster_size)), dim3(32, static_cast<unsigned>(num_warps)),
-                          array_bytes * mapping_arrays(num_warps, cluster_size), stream, cluster_size},
+                          array_bytes * mapping_arrays(num_warps, cluster_size), stream, cluster_size, true},
                          arguments);
 }

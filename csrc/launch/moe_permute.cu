@@ -16,7 +16,7 @@ dso_status launch_moe_permute(const MoePermuteArguments& arguments, dso_stream s
     const dim3 threads = threads_of_rows(places, arguments.num_rows, 1, kPermuteThreads);
     const dim3 grid = grid_of(ceil_div<int64_t>(arguments.num_rows, threads.y),
                               ceil_div<int64_t>(arguments.d, threads.x * kPermuteElements), 1);
-    return launch_kernel(moe_permute_kernel<Element>, {grid, threads, 0, stream}, arguments);
+    return launch_kernel(moe_permute_kernel<Element>, {grid, threads, 0, stream, 1, true}, arguments);
 }
 
 /// An element of sixteen bytes that is aligned to eight, as complex numbers are.

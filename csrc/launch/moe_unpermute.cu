@@ -41,5 +41,5 @@ extern "C" dso_status dso_moe_unpermute(const dso_row_sum* sum, dso_stream strea
     const int64_t chunks = ceil_div<int64_t>(sum->d, kChunk);
     const dim3 threads = threads_of_rows(even_share(chunks, kUnpermuteThreads), sum->t, 1, kUnpermuteThreads);
     const dim3 grid = grid_of(ceil_div<int64_t>(sum->t, threads.y), ceil_div<int64_t>(chunks, threads.x), 1);
-    return launch_kernel(select_kernel(sum->dtype, vectorized), {grid, threads, 0, stream}, arguments);
+    return launch_kernel(select_kernel(sum->dtype, vectorized), {grid, threads, 0, stream, 1, true}, arguments);
 }

@@ -15,7 +15,8 @@ constexpr int kTallPatch = 2;  // rows
 template <typename T, bool kCast, int kRows, bool kVectorized>
 dso_status launch_silu_mul(const SiluMulArguments& arguments, dso_stream stream) {
     const dim3 grid = patch_grid(arguments.num_groups, arguments.m, arguments.d, kRows);
-    return launch_kernel(silu_mul_kernel<T, kCast, kRows, kVectorized>, {grid, kPatchThreads, 0, stream}, arguments);
+    return launch_kernel(silu_mul_kernel<T, kCast, kRows, kVectorized>, {grid, kPatchThreads, 0, stream, 1, true},
+                         arguments);
 }
 
 template <typename T, bool kCast>
