@@ -35,8 +35,7 @@ DSO_DEVICE unsigned long long* counter_of(const MlaDecodeArguments& arguments, c
     return arguments.counters + int64_t{rows.unit} * cluster_size + rank;
 }
 
-/// Every CTA does so long before it counts, and so it counts from zero whoever came first. The memory may never have
-/// been written, which initcheck reports of plain loads.
+/// Every CTA does so long before it counts, and so it counts from zero whoever came first.
 DSO_DEVICE void open_counter(unsigned long long* counter) {
     const unsigned long long old = atomicCAS(counter, 0ull, kMlaCounts);  // 0 is what the last call left
     if (old != 0 && old >> 16 != kMlaCounts >> 16) atomicCAS(counter, old, kMlaCounts);

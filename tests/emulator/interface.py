@@ -421,15 +421,8 @@ class Kernels:
     ) -> None:
         """`plan` is the CTAs of a cluster and the number of clusters that share keys, and with how many tiles each that
         number grows; `tile_rows` the rows of a tile, 64 or 16. None: the package's own."""
-        q, kv_cache, block_table, _ = operands
-        (s_q, h, _), (num_pages, page_size, _) = q.shape[-3:], kv_cache.shape
-        b, max_pages = block_table.shape
-        pointers = [pointer(x) for x in (*operands, cu_seqlens_q, out, lse, None)]
-        extents = (b, s_q, h, num_pages, page_size, max_pages)
-        in_q, in_out = ((x.stride(0) if x.dim() == 4 else 0, *x.stride()[-3:-1]) for x in (q, out))
-        rows = (*in_q, *kv_cache.stride()[:2], block_table.stride(0), *in_out)
-        options = (DTYPES[q.dtype], softmax_scale, causal, format_of(kv_cache), kv_scale, batch_invariant)
-        call = MlaDecode(*pointers, *extents, *rows, *options)
+        call = mla_decode_of(operands, out, lse, softmax_scale, causal, cu_seqlens_q, batch_invariant, kv_scale)
+        b, s_q, h = call.b, call.s_q, call.num_heads
         chosen = MlaDecodePlan()
         self._call("dso_plan_mla_decode", call, chosen, has_stream=False)
         if plan is not None or tile_rows is not None:
@@ -458,6 +451,28 @@ class Kernels:
         extents = (cu_seqlens_q.shape[0] - 1, q.shape[0], k.shape[0], q.shape[1])
         rows = [stride for x in (q, k, v) for stride in x.stride()[:2]]
         self._call("dso_mla_prefill", Prefill(*pointers, *extents, *rows, DTYPES[q.dtype], softmax_scale, causal))
+
+
+def mla_decode_of(
+    operands: tuple[Tensor, Tensor, Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor,
+    softmax_scale: float,
+    causal: bool,
+    cu_seqlens_q: Tensor | None,
+    batch_invariant: bool,
+    kv_scale: float,
+) -> MlaDecode:
+    """Without a workspace."""
+    q, kv_cache, block_table, _ = operands
+    (s_q, h, _), (num_pages, page_size, _) = q.shape[-3:], kv_cache.shape
+    b, max_pages = block_table.shape
+    pointers = [pointer(x) for x in (*operands, cu_seqlens_q, out, lse, None)]
+    extents = (b, s_q, h, num_pages, page_size, max_pages)
+    in_q, in_out = ((x.stride(0) if x.dim() == 4 else 0, *x.stride()[-3:-1]) for x in (q, out))
+    rows = (*in_q, *kv_cache.stride()[:2], block_table.stride(0), *in_out)
+    options = (DTYPES[q.dtype], softmax_scale, causal, format_of(kv_cache), kv_scale, batch_invariant)
+    return MlaDecode(*pointers, *extents, *rows, *options)
 
 
 def gemm_of(operands: Any, d: Tensor, accumulate: bool) -> Gemm:
