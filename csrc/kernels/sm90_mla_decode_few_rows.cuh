@@ -12,10 +12,10 @@
 // Roles     warpgroup 0: scores and softmax; each warp has 16 of the keys, and all queries in registers.
 //           warpgroups 1 and 2: the output; each warp has 64 of its columns.   warpgroup 3: its four warps load.
 // Barriers  full[stage]: one arrival of each lane that loads, and the bytes. A lane that clears a key arrives itself.
-//           named 0: the mbarriers are initialised.   1: warpgroup 0.   2: all that compute.
-//           3: all warps, once a tile: its p is there, and nobody needs the tile before any more, neither its stage nor
-//           its p. All wait, for racecheck follows such barriers alone: neither `barrier.arrive` nor a lane that
-//           arrives at an mbarrier for its warp.
+//           The others are named and counted by whole warps: racecheck follows these, but not a lane that arrives at an
+//           mbarrier for its warp.   0: the mbarriers are initialised.   1: warpgroup 0.   2: all that compute.
+//           3: the warps that score have each other's largest scores, and those that multiply values have the tile
+//           before's p in registers.   4: a tile's p is there.   5 + stage: nobody reads the stage any more.
 //           of the cluster: all CTAs have begun, so that each can send the others its rows' softmax; then those of
 //           mla_decode_combination.cuh.
 // Shared    MlaFewRowsShared below: 3 tiles of keys (5 of FP8), their rows 16 bytes apart where that many bytes make
@@ -47,8 +47,12 @@ inline constexpr int kMlaFewRowsThreads = 32 * (kMlaFewRowsMathWarps + kMlaLoadW
 inline constexpr int kMlaFewRowsMathThreads = 32 * kMlaFewRowsMathWarps;
 inline constexpr int kMlaSteps = kMlaKeyDim / 16;  // along the channels
 
-/// By all warps, once a tile, when its probabilities are there: all are done with the tile before.
-DSO_DEVICE void meet_at_tile() { ptx::named_barrier_sync(3, kMlaFewRowsThreads); }
+/// The named barriers of the loop over tiles. Who waits at one is let go before anybody arrives for its next phase.
+enum MlaFewRowsBarrier : uint32_t {
+    kMlaPIsFree = 3,       // and largest scores are shared: values arrive, scores wait
+    kMlaPIsThere = 4,      // scores arrive, values wait
+    kMlaStageIsEmpty = 5,  // of the first stage: scores and values arrive, loaders wait
+};
 
 /// What the kernel is compiled for.
 template <ptx::HalfType query, LatentFormat format>
@@ -87,11 +91,9 @@ struct MlaFewRowsShared {
         alignas(128) uint8_t keys[Types::kStages][kMlaTile][Types::kPitch];
         MlaDecodeSums<kMlaFewRows> sums;  // when all products are there
     };
-    MlaFewRowsProbabilities p[2];  // of even and of odd tiles
-    union {
-        alignas(16) float tops[2][kMlaFewRows][kMlaScoreWarps];  // each warp's largest scores, likewise
-        SoftmaxPart warp_rows[kMlaScoreWarps][kMlaFewRows];      // after the last tile
-    };
+    MlaFewRowsProbabilities p;
+    alignas(16) float tops[2][kMlaFewRows][kMlaScoreWarps];  // each warp's largest scores, of even and of odd tiles
+    SoftmaxPart warp_rows[kMlaScoreWarps][kMlaFewRows];
     SoftmaxPart rows[kMlaFewRows];
     SoftmaxPart sent_rows[kMlaMaxCluster][kMlaFewRows];  // by the CTAs of the cluster
     uint16_t exists[Types::kStages][kMlaLoadWarps];      // a bit for each key of a tile
@@ -119,15 +121,12 @@ class MlaFewRowsLoader {
         if (range.num_tiles == 0) return;
         int64_t place = key_of(range.first_tile) < range.some_see ? first_.place(arguments_) : -1;
         PipelineState<Types::kStages> state;
-        for (int i = 0; i < range.num_tiles + Types::kStages - 1; ++i, state.advance()) {
+        for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
             const MlaKey next = find(range.tile(i + 1), range.some_see);  // long before it is needed
             const uint32_t exists = __ballot_sync(0xFFFFFFFF, place >= 0) & 0xFFFF;
-            if (i >= Types::kStages) meet_at_tile();  // the one after the stage's last
-            if (i < range.num_tiles) {
-                if (lane_ == 0) shared_.exists[state.stage][warp_] = static_cast<uint16_t>(exists);
-                if (lane_ < kMlaQuarter) load(state.stage, place);
-            }
-            if (i == Types::kStages - 1) meet_at_tile();  // the first, which frees no stage
+            if (i >= Types::kStages) ptx::named_barrier_sync(kMlaStageIsEmpty + state.stage, kMlaFewRowsThreads);
+            if (lane_ == 0) shared_.exists[state.stage][warp_] = static_cast<uint16_t>(exists);
+            if (lane_ < kMlaQuarter) load(state.stage, place);
             place = next.place(arguments_);
         }
     }
@@ -199,8 +198,10 @@ class MlaFewRowsScores {
             rows_.find_largest(scores, largest);
             share_largest(largest, i % 2);
             rows_.exponentiate(scores, 1.f, largest, correction);
-            send(scores, correction, shared_.p[i % 2]);
-            meet_at_tile();
+            send(scores, correction, shared_.p);
+            ptx::named_barrier_arrive(kMlaPIsThere, kMlaFewRowsMathThreads);
+            if (i + Types::kStages < num_tiles_)
+                ptx::named_barrier_arrive(kMlaStageIsEmpty + state.stage, kMlaFewRowsThreads);
         }
         finish();
     }
@@ -325,13 +326,13 @@ class MlaFewRowsScores {
         __syncwarp();
     }
 
-    /// Makes the largest scores those of all warps.
+    /// Makes the largest scores those of all warps. Then p may be written, too: one wait for both.
     DSO_DEVICE void share_largest(float (&largest)[2], int parity) {
         if (lane_ % 4 == 0) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) shared_.tops[parity][row(i)][warp_] = largest[i];
         }
-        ptx::named_barrier_sync(1, 32 * kMlaScoreWarps);
+        ptx::named_barrier_sync(kMlaPIsFree, kMlaFewRowsMathThreads);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const auto x = *reinterpret_cast<const float4*>(shared_.tops[parity][row(i)]);
@@ -438,14 +439,15 @@ class MlaFewRowsValues {
         for (auto& tile : sums)
             for (float& x : tile) x = 0.f;
         PipelineState<Types::kStages> state;
+        if (num_tiles > 0) ptx::named_barrier_arrive(kMlaPIsFree, kMlaFewRowsMathThreads);
         for (int i = 0; i < num_tiles; ++i, state.advance()) {
-            meet_at_tile();
-            const MlaFewRowsProbabilities& from = shared_.p[i % 2];
             uint32_t p[kMlaTile / 16][4];
+            ptx::named_barrier_sync(kMlaPIsThere, kMlaFewRowsMathThreads);
 #pragma unroll
             for (int j = 0; j < kMlaTile / 16; ++j)
-                ptx::ldmatrix_x4(p[j], &from.rows[lane_ % 16][16 * j + lane_ / 16 * 8]);
-            float upper = from.correction[lane_ / 4], lower = from.correction[lane_ / 4 + 8];
+                ptx::ldmatrix_x4(p[j], &shared_.p.rows[lane_ % 16][16 * j + lane_ / 16 * 8]);
+            float upper = shared_.p.correction[lane_ / 4], lower = shared_.p.correction[lane_ / 4 + 8];
+            if (i + 1 < num_tiles) ptx::named_barrier_arrive(kMlaPIsFree, kMlaFewRowsMathThreads);
 
             // Full long since, but it orders these reads after the copies' writes.
             ptx::mbarrier_wait(&shared_.full[state.stage], state.phase);
@@ -464,6 +466,8 @@ class MlaFewRowsValues {
                     add_half(sums, p[j], keys, 16 * j);
                 }
             }
+            if (i + Types::kStages < num_tiles)
+                ptx::named_barrier_arrive(kMlaStageIsEmpty + state.stage, kMlaFewRowsThreads);
         }
         if constexpr (Types::kHasScales) {
             const float unit = power_of_two(exponent_ - kScaleExponent);
