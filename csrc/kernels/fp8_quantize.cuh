@@ -24,6 +24,7 @@
 #include "device/patch.cuh"
 #include "kernels/fp8_quantize_arguments.h"
 #include "ptx/shared_memory.cuh"
+#include "ptx/sync.cuh"
 
 namespace dso {
 
@@ -32,6 +33,8 @@ __global__ void __launch_bounds__(kPatchThreads)
     per_token_cast_to_fp8_kernel(const __grid_constant__ PerTokenCastArguments arguments) {
     const int64_t m = arguments.m, k = arguments.k;
     const uint32_t column = patch_column();
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     for (int64_t group = blockIdx.z; group < arguments.num_groups; group += gridDim.z) {
         for (int64_t row = patch_row<kRows>(); row < m; row += patch_row_step<kRows>()) {
             Chunk<T> x[kRows][kPatchChunks];
@@ -74,6 +77,8 @@ __global__ void __launch_bounds__(kPerBlockThreads)
     const int columns_left = static_cast<int>(k - column);
     const int64_t num_blocks = (n + kQuantizeBlock - 1) / kQuantizeBlock;
 
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     for (int64_t group = blockIdx.z; group < arguments.num_groups; group += gridDim.z) {
         for (int64_t block = blockIdx.y; block < num_blocks; block += gridDim.y) {
             const int64_t row = block * kQuantizeBlock + row_in_block;

@@ -15,7 +15,7 @@ constexpr int kTallPatch = 4;  // rows
 template <typename T, int kRows, bool kVectorized>
 dso_status launch_per_token_cast(const PerTokenCastArguments& arguments, dso_stream stream) {
     const dim3 grid = patch_grid(arguments.num_groups, arguments.m, arguments.k, kRows);
-    return launch_kernel(per_token_cast_to_fp8_kernel<T, kRows, kVectorized>, {grid, kPatchThreads, 0, stream},
+    return launch_kernel(per_token_cast_to_fp8_kernel<T, kRows, kVectorized>, {grid, kPatchThreads, 0, stream, 1, true},
                          arguments);
 }
 
@@ -33,7 +33,7 @@ dso_status launch_per_block_cast(const PerBlockCastArguments& arguments, bool ve
     const dim3 grid = grid_of(ceil_div<int64_t>(arguments.k, kQuantizeBlock),
                               ceil_div<int64_t>(arguments.n, kQuantizeBlock), arguments.num_groups);
     const auto kernel = vectorized ? per_block_cast_to_fp8_kernel<T, true> : per_block_cast_to_fp8_kernel<T, false>;
-    return launch_kernel(kernel, {grid, kPerBlockThreads, 0, stream}, arguments);
+    return launch_kernel(kernel, {grid, kPerBlockThreads, 0, stream, 1, true}, arguments);
 }
 
 }  // namespace
