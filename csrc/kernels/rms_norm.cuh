@@ -12,9 +12,10 @@
 //           to the output: x is read once, unless the row is longer than the CTA's registers (then again, from the
 //           cache).
 // Numerics  float32, one rounding to T at the end; the mean is the sum times 1 / d rounded. The order of the sum
-// depends on d alone (rms_norm_shape): by element
-//           within a thread, then over the lanes of a warp, then over warps. So neither other rows, nor strides, nor
-//           what is fused with it change a row's bits; and the fused ops give the bits of the separate ones.
+// depends
+//           on d alone (rms_norm_shape): by element within a thread, then over the lanes of a warp, then over warps. So
+//           neither other rows, nor strides, nor what is fused with it change a row's bits; and the fused ops give the
+//           bits of the separate ones.
 // Limits    any m, d >= 0, d < 2^30; rows that are not aligned are taken one element at a time.
 // Source    Zhang and Sennrich, arXiv:1910.07467, equation 4.   Launched by launch/rms_norm.cu
 #pragma once
@@ -23,6 +24,7 @@
 #include "device/cast_output.h"
 #include "kernels/rms_norm_arguments.h"
 #include "ptx/shared_memory.cuh"
+#include "ptx/sync.cuh"
 
 namespace dso {
 
@@ -52,6 +54,8 @@ DSO_DEVICE float sum_over_row(float x) {
 template <typename T, typename Weight, bool kAdd, bool kCast, int kChunks, bool kOnePanel, bool kVectorized>
 __global__ void __launch_bounds__(kNormMaxThreads, 1)
     rms_norm_kernel(const __grid_constant__ RmsNormArguments arguments) {
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t m = arguments.m;
     const int d = static_cast<int>(arguments.d);
     const uint32_t group = arguments.num_groups == 1 ? 0 : blockIdx.x / arguments.ctas_per_group;

@@ -2,7 +2,7 @@
 //
 //   q              [b, s_q, heads, 576]         bf16 or f16      16-byte loads into swizzled tiles
 //   kv_cache       [num_pages, page_size, 576]  the same         TMA, 128-byte swizzle; or cp.async, 16 bytes at a time
-//                  or rows of 512 e4m3 | 4 f32 scales | 64 bf16  cp.async, and from there converted to f16 tiles
+//                  or rows of 512 e4m3 | 4 f32 scales | 64 bf16  TMA or cp.async, and from there converted to f16
 //                  or rows of 576 e4m3, of one scale for all     likewise
 //   block_table    [b, max_pages]               int32            plain loads by the loading warps
 //   cache_seqlens  [b]                          int32
@@ -24,24 +24,27 @@
 // Roles     warpgroup 0: scores and softmax; the left 256 channels of its queries stay in registers.
 //           warpgroup 1: columns 0 to 255 of the output ("left").   warpgroup 2: 256 to 511 ("right").
 //           warpgroup 3: its four warps load.
-//           The next tile's scores are begun under this one's softmax. The left product runs beside the rest of them
-//           and the right one beside that tile's softmax, for which it waits until the scores are there: so the tensor
-//           core has work at all times.
+//           The next tile's scores are begun under this one's softmax (not of FP8). The left product runs beside the
+//           rest of them and the right one beside that tile's softmax, for which it waits until the scores are there:
+//           so the tensor core has work at all times.
 // Barriers  left, right: the rings' full (the bytes of TMA, and one arrival of each loading thread; one more of right's
 //           says that `exists` is written) and empty (one of each warp that multiplies from there).
 //           p_full: a tile's probabilities and corrections are written.   scored: its scores are there.
 //           q_taken: the queries have left the ring.   rows_full: what lse needs is there.
+//           raw_full: a loading warp's bytes of an FP8 side are there (TMA's, and an arrival of each lane for its own).
 //           named 0: the barriers are initialised.   1: warpgroup 0.   2: all that compute.
 // Shared    MlaDecodeShared below: keys in two rings, of their left 256 channels (2 x 32 KiB) and of the others (3 x 40
 //           KiB; 2 x 40 of an FP8 cache, and 42 of one tile's bytes on their way), and 40 KiB of the queries. A tile's
 //           probabilities take the place of its rotated channels, which only the scores need.
 // FP8       Each loading warp converts a quarter of the keys, whose bytes it has asked for itself: the left side, then
 //           the right one, each when its place is free, and scores begin with the left. The next tile's bytes of a side
-//           are asked for as soon as this one's are converted. All products are float16.
-// Numerics  Scores and sums in float32. Probabilities, up to 2^8 of the largest's (device/softmax.cuh), are rounded to
-// the
-//           type of products for that with the values, which is divided by the sum of the rounded ones; lse is that of
-//           the unrounded ones. The bits depend on how many ways the keys are split.
+//           are asked for as soon as this one's are converted. All products are float16. Scores are not begun ahead:
+//           what the next tile's keys wait for is this one's probabilities.
+// Registers 160 a thread of those that compute, 32 of those that load. With FP8 those that load have 64 while the
+//           scores' warpgroup has 128, and give them to it when they are through.
+// Numerics  Scores and sums in float32. Probabilities, at most 2^8 (device/softmax.cuh), are rounded to the type of
+//           products for that with the values, which is divided by the sum of the rounded ones; lse is that of the
+//           unrounded ones. The bits depend on how many ways the keys are split.
 //           FP8: the type of products is float16. A row's scale is rounded to its 11 bits, and so is scale * e4m3; a
 //           query and a rotated channel are exact where float16 has them. One scale for all is a factor of
 //           softmax_scale and of the result, so that all keys are exact.

@@ -59,7 +59,7 @@ bool all_rows_are_aligned(const dso_norm& norm) {
 int rows_of_a_cta(int threads_of_a_row, int64_t num_rows, int num_sms) {
     constexpr int kThreads = 256;
     const int rows = std::max(1, kThreads / threads_of_a_row);
-    return num_rows >= int64_t{4} * rows * num_sms ? rows : 1;
+    return num_rows >= int64_t{2} * rows * num_sms ? rows : 1;
 }
 
 }  // namespace
@@ -102,5 +102,5 @@ extern "C" dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream) {
     arguments.ctas_per_group = static_cast<uint32_t>(ctas_per_group);
     const dim3 grid(static_cast<unsigned>(ctas_per_group * arguments.num_groups));
     return launch_kernel(select_kernel(*norm, shape, all_rows_are_aligned(*norm)),
-                         {grid, dim3(shape.num_threads, rows), 0, stream}, arguments);
+                         {grid, dim3(shape.num_threads, rows), 0, stream, 1, true}, arguments);
 }
