@@ -21,8 +21,8 @@ struct Kernel {
 };
 
 constexpr Kernel kKernels[] = {
-    {kMlaFewRowsTile, 5.14, 1.02, 1.19, 4.11e6, 5.9e6, 71.5e3, 57e3, .578, .424, 0., 2.14, .637},
-    {kMlaManyRowsTile, 7.75, 1.66, 2.38, 4.52e6, 9.09e6, 83.9e3, 54.4e3, 0., .0564, .192, 2.18, .524},
+    {kMlaFewRowsTile, 4.96, 1.03, 1.23, 4.32e6, 5.85e6, 78.1e3, 54.2e3, .543, .454, 0., 2.25, .642},
+    {kMlaManyRowsTile, 7.36, 1.69, 2.29, 5.09e6, 8.96e6, 75.8e3, 51.8e3, 0., .0274, .206, 1.9, .559},
 };
 
 bool is_fp8(const MlaDecodeShape& shape) { return shape.key_bytes < 1024; }
@@ -33,14 +33,19 @@ double cost(const MlaDecodeShape& shape, int size, int num_parts, const Kernel& 
     const int64_t usable = size > 2 ? num_sms * 10 / 11 : num_sms,
                   slots = std::max<int64_t>(usable / size * size, size);
     const int64_t num_units = shape.num_units(kernel.tile_rows), num_ctas = num_units * size * num_parts;
-    const int64_t tiles = ceil_div(ceil_div<int64_t>(shape.max_keys, kTileKeys), int64_t{size} * num_parts);
+    const int64_t num_tiles = ceil_div<int64_t>(shape.max_keys, kTileKeys), num_shares = int64_t{size} * num_parts;
+    const auto most_tiles = static_cast<double>(ceil_div(num_tiles, num_shares));
+    const double tiles = static_cast<double>(num_tiles) / static_cast<double>(num_shares);  // of a CTA, on average
     const auto running = static_cast<double>(std::min(num_ctas, slots));
     // The tiles of rows of a request read the same keys, and L2 serves all but the first.
     const double readers = running / static_cast<double>(shape.num_row_tiles(kernel.tile_rows));
     const double bytes = kTileKeys * static_cast<double>(shape.key_bytes);
-    const double tile = std::max({is_fp8(shape) ? kernel.fp8_tile : kernel.tile, bytes * readers / kernel.memory,
-                                  bytes * running / kernel.l2, bytes / (size > 2 ? kernel.sm_of_cluster : kernel.sm)});
-    double time = static_cast<double>(ceil_div(num_ctas, slots)) * (kernel.cta + static_cast<double>(tiles) * tile);
+    // Each CTA takes its time for its tiles, and all of them wait for what they share.
+    const double own = std::max(is_fp8(shape) ? kernel.fp8_tile : kernel.tile,
+                                bytes / (size > 2 ? kernel.sm_of_cluster : kernel.sm)),
+                 shared = bytes * std::max(readers / kernel.memory, running / kernel.l2);
+    double time =
+        static_cast<double>(ceil_div(num_ctas, slots)) * (kernel.cta + std::max(most_tiles * own, tiles * shared));
     if (size == 1 && num_parts == 1) return time;
     const int64_t row_warps = ceil_div<int64_t>(std::min<int64_t>(shape.num_rows(), kernel.tile_rows), 16);
     const auto rounds = static_cast<double>(ceil_div<int64_t>(kGroups / size * row_warps, kWarps));
