@@ -20,6 +20,19 @@ BF16_LIMIT = 3e-3
 FP32_LIMIT = 5e-4
 """The same with float32 output: Hopper's FP8 accumulator alone is 1.0e-4 to 1.8e-4."""
 
+INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
+
+WILD_OFFSETS = [
+    ((2, 5, 9), (None, None, 0, 0, 0, 1, 1, 1, 1, None)),
+    ((-3, 4, INT_MAX), (0, 0, 0, 0, 1, 1, 1, 1, 1, 1)),
+    ((2, 7, 5), (None, None, 0, 0, 0, 0, 0, None, None, None)),
+    ((10, 3, 6), (None,) * 10),
+    ((INT_MAX, 0, INT_MIN), (None,) * 10),
+    ((11, 12, 13), (None,) * 10),
+    ((INT_MIN, INT_MIN, 3), (1, 1, 1) + (None,) * 7),
+]
+"""Offsets of two groups, with gaps or out of order, and the group of each of ten rows."""
+
 
 def relative_error(got: Tensor, want: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """`|got - want| / |want|` in float64, over `dim` (None: everything). 0 / 0 is 0, and NaN is infinite."""

@@ -10,9 +10,8 @@ import torch
 from deepseek_ops import m_grouped_bf16_gemm_nt_offsets, m_grouped_bf16_gemm_nt_offsets_out
 from deepseek_ops.registry import OPS
 from tests.samples import SAMPLES
-from tests.support import BF16_LIMIT, GPU, Guarded, assert_gemm_close, bits
+from tests.support import BF16_LIMIT, GPU, WILD_OFFSETS, Guarded, assert_gemm_close, bits
 
-INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
 N, K = 136, 200
 """Edges in both: neither whole blocks of columns nor whole steps of depth."""
 
@@ -59,18 +58,7 @@ def test_offsets_give_each_group_its_rows(sizes, device):
     assert_close(got, truth(a, b, owners(sizes)))
 
 
-@pytest.mark.parametrize(
-    ("offsets", "groups"),
-    [
-        ((2, 5, 9), (None, None, 0, 0, 0, 1, 1, 1, 1, None)),
-        ((-3, 4, INT_MAX), (0, 0, 0, 0, 1, 1, 1, 1, 1, 1)),
-        ((2, 7, 5), (None, None, 0, 0, 0, 0, 0, None, None, None)),
-        ((10, 3, 6), (None,) * 10),
-        ((INT_MAX, 0, INT_MIN), (None,) * 10),
-        ((11, 12, 13), (None,) * 10),
-        ((INT_MIN, INT_MIN, 3), (1, 1, 1) + (None,) * 7),
-    ],
-)
+@pytest.mark.parametrize(("offsets", "groups"), WILD_OFFSETS)
 def test_wild_offsets_stay_in_bounds(offsets, groups, device):
     a, b = operands(device, 10, 2)
     nobodys = torch.tensor([group is None for group in groups], device=device)

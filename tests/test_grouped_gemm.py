@@ -26,6 +26,9 @@ from tests.support import (
     BF16_LIMIT,
     FP32_LIMIT,
     GPU,
+    INT_MAX,
+    INT_MIN,
+    WILD_OFFSETS,
     Guarded,
     assert_gemm_close,
     assert_rows_close,
@@ -34,7 +37,6 @@ from tests.support import (
 )
 
 LIMITS = {torch.bfloat16: BF16_LIMIT, torch.float32: FP32_LIMIT}
-INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
 N, K = 136, 272
 """Edges in both: two blocks of columns, three of depth, neither full."""
 
@@ -90,17 +92,7 @@ def test_offsets_give_each_group_its_rows(sizes, out_dtype, device):
     assert_close(got, truth(*args, groups), LIMITS[out_dtype])
 
 
-@pytest.mark.parametrize(
-    ("offsets", "groups"),
-    [
-        ((2, 5, 9), (None, None, 0, 0, 0, 1, 1, 1, 1, None)),
-        ((-3, 4, INT_MAX), (0, 0, 0, 0, 1, 1, 1, 1, 1, 1)),
-        ((2, 7, 5), (None, None, 0, 0, 0, 0, 0, None, None, None)),
-        ((10, 3, 6), (None,) * 10),
-        ((INT_MAX, 0, INT_MIN), (None,) * 10),
-        ((11, 12, 13), (None,) * 10),
-    ],
-)
+@pytest.mark.parametrize(("offsets", "groups"), WILD_OFFSETS)
 def test_wild_offsets_stay_in_bounds(offsets, groups, device):
     args = operands(device, 10, 2)
     groups = [-1 if group is None else group for group in groups]
