@@ -4,6 +4,7 @@ The builds here are of a copy of the sources and without the CUDA kernels, which
 runs on a full build.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -230,3 +231,20 @@ for name in dir(_native):
 print("alive")
 """
     assert in_site(site, code, tmp_path).splitlines()[-1] == "alive"
+
+
+@pytest.mark.parametrize(
+    ("requirement", "missing"),
+    [
+        ("pytest", False),
+        ("pytest>=1", False),
+        ("pytest>=1000", True),
+        ("no-such-thing", True),
+        ("no-such-thing>=1", True),
+    ],
+)
+def test_what_is_not_there_or_too_old_is_missing(requirement, missing):
+    install = importlib.util.spec_from_file_location("install", ROOT / "tools" / "install.py")
+    module = importlib.util.module_from_spec(install)
+    install.loader.exec_module(module)
+    assert module.is_missing(requirement) == missing

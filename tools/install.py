@@ -22,9 +22,10 @@ def is_missing(requirement: str) -> bool:
     """Whether nothing of that name and of the version that it starts with is installed."""
     name, *version = re.split(r"\s*[=>]=\s*", requirement)
     try:
-        return bool(version) and numbers(metadata.version(name)) < numbers(version[0])
+        found = metadata.version(name)
     except metadata.PackageNotFoundError:
         return True
+    return bool(version) and numbers(found) < numbers(version[0])
 
 
 def numbers(version: str) -> list[int]:
