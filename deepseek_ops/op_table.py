@@ -361,7 +361,7 @@ GROUPED_GEMM = {
     ),
     "m_grouped_bf16_gemm_nt_offsets": Case(
         "64 groups, 96 x 192 x 256",
-        lambda device: _bf16_operands(device),
+        _bf16_operands,
         offsets_bf16_gemm,
         BF16,
     ),

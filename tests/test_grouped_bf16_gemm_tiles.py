@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepseek_ops.library import library_path
 from tests.emulator.build import bf16_gemm_tiles
-from tests.emulator.interface import GroupedBf16Gemm
+from tests.emulator.interface import grouped_bf16_gemm_of
 from tests.support import BF16_LIMIT, GPU, Guarded, assert_gemm_close, bits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU")]
@@ -23,9 +23,7 @@ def run_tile(config: int, a: Tensor, b: Tensor, offsets: Tensor, out: Tensor) ->
     """`config` is a line of csrc/launch/bf16_gemm_configs.def."""
     library = ctypes.CDLL(library_path("kernels"))
     library.dso_m_grouped_bf16_gemm_nt_by_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
-    pointers = (x.data_ptr() for x in (a, b, out, offsets))
-    extents = (b.shape[0], *out.shape, a.shape[1], a.stride(0), b.stride(1), out.stride(0), b.stride(0))
-    gemm = GroupedBf16Gemm(*pointers, *extents, 0)
+    gemm = grouped_bf16_gemm_of(a, b, offsets, out, clear_unowned=False)
     stream = torch.cuda.current_stream().cuda_stream
     assert library.dso_m_grouped_bf16_gemm_nt_by_plan(ctypes.byref(gemm), config, stream) == 0
     return out

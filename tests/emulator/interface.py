@@ -271,8 +271,7 @@ class Kernels:
         clear_unowned: bool = False,
     ) -> None:
         """`config` is a line of bf16_gemm_configs.def; None: the package's own choice."""
-        extents = (b.shape[0], *d.shape, a.shape[1], a.stride(0), b.stride(1), d.stride(0), b.stride(0))
-        call = GroupedBf16Gemm(*map(pointer, (a, b, d, offsets)), *extents, clear_unowned)
+        call = grouped_bf16_gemm_of(a, b, offsets, d, clear_unowned)
         if config is None:
             self._call("dso_m_grouped_bf16_gemm_nt", call)
         else:
@@ -451,6 +450,11 @@ class Kernels:
         extents = (cu_seqlens_q.shape[0] - 1, q.shape[0], k.shape[0], q.shape[1])
         rows = [stride for x in (q, k, v) for stride in x.stride()[:2]]
         self._call("dso_mla_prefill", Prefill(*pointers, *extents, *rows, DTYPES[q.dtype], softmax_scale, causal))
+
+
+def grouped_bf16_gemm_of(a: Tensor, b: Tensor, offsets: Tensor, d: Tensor, clear_unowned: bool) -> GroupedBf16Gemm:
+    extents = (b.shape[0], *d.shape, a.shape[1], a.stride(0), b.stride(1), d.stride(0), b.stride(0))
+    return GroupedBf16Gemm(*map(pointer, (a, b, d, offsets)), *extents, clear_unowned)
 
 
 def mla_decode_of(

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from tests.emulator.build import MISSING, bf16_gemm_tiles
 from tests.emulator.interface import Kernels
-from tests.support import BF16_LIMIT, Guarded, assert_gemm_close, bits
+from tests.support import BF16_LIMIT, INT_MAX, INT_MIN, Guarded, assert_gemm_close, bits
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
-INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
 TILES = bf16_gemm_tiles()
 """Rows of a tile at most, its rows of b, stages."""
 
