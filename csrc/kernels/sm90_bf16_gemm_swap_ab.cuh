@@ -180,7 +180,7 @@ DSO_DEVICE void produce_bf16_gemm(Bf16SwapAbShared<Shape>& shared, const Bf16Gem
         const uint32_t num_bytes = kWeightBytes + (two_boxes ? 2 : 1) * kBoxBytes;
         for (int step = 0; step < num_steps; ++step, state.advance()) {
             shared.pipeline.acquire(state);
-            if (threadIdx.x % 32 != 0) continue;
+            if (!ptx::elect_one()) continue;
             uint64_t* full = &shared.pipeline.full[state.stage];
             uint8_t* a = shared.a[state.stage];
             const int column = step * Shape::BLOCK_K;

@@ -70,7 +70,6 @@ template <typename Shape>
 DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const Fp8GemmMaps& maps,
                                        const Fp8GemmArguments& arguments) {
     constexpr uint32_t kStageBytes = (Shape::kMaxRows + Shape::BLOCK_N) * Shape::BLOCK_K + Shape::kMaxRows * 4;
-    const int lane = threadIdx.x % 32;
     const Fp8GemmTiles<Shape> tiles(arguments);
     typename Pipeline<Shape::kNumStages>::State state;
 
@@ -83,7 +82,7 @@ DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const 
         for (int k_block = piece.first_step; k_block < piece.last_step; ++k_block, state.advance()) {
             shared.pipeline.acquire(state);
             uint64_t* full = &shared.pipeline.full[state.stage];
-            if (lane == 0) {
+            if (ptx::elect_one()) {
                 const int column = k_block * Shape::BLOCK_K;
                 shared.places[state.stage] = {first_row, first_column};
                 ptx::mbarrier_arrive_expect_tx(full, kStageBytes);

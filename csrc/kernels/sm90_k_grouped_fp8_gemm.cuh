@@ -84,7 +84,7 @@ DSO_DEVICE void k_grouped_load_operands(KGroupedFp8GemmShared<Shape>& shared, co
                                         const KGroupSchedule& schedule, const DirectOutput& output) {
     k_grouped_produce<Shape>(shared, schedule, [&](uint64_t* full, int stage, const KGroupTile& tile, int k_block) {
         if (output.accumulate && k_block == tile.first_k_block) prefetch_output<Shape>(output, schedule, tile);
-        if (threadIdx.x % 32 != 0) return;
+        if (!ptx::elect_one()) return;
         ptx::mbarrier_arrive_expect_tx(full, (Shape::BLOCK_M + Shape::BLOCK_N) * Shape::BLOCK_K);
         ptx::tma_load_3d(shared.a[stage], &maps.a, full, k_block * Shape::BLOCK_K, tile.m_block * Shape::BLOCK_M, 0);
         ptx::tma_load_3d(shared.b[stage], &maps.b, full, k_block * Shape::BLOCK_K, tile.n_block * Shape::BLOCK_N, 0);
@@ -95,7 +95,7 @@ template <typename Shape>
 DSO_DEVICE void k_grouped_load_scales(KGroupedFp8GemmShared<Shape>& shared, const KGroupedFp8GemmMaps& maps,
                                       const KGroupSchedule& schedule) {
     k_grouped_produce<Shape>(shared, schedule, [&](uint64_t* full, int stage, const KGroupTile& tile, int k_block) {
-        if (threadIdx.x % 32 != 0) return;
+        if (!ptx::elect_one()) return;
         ptx::mbarrier_arrive_expect_tx(full, (Shape::BLOCK_M + Shape::BLOCK_N) * static_cast<uint32_t>(sizeof(float)));
         ptx::tma_load_3d(shared.sfa[stage], &maps.sfa, full, tile.m_block * Shape::BLOCK_M, k_block, 0);
         ptx::tma_load_3d(shared.sfb[stage], &maps.sfb, full, tile.n_block * Shape::BLOCK_N, k_block, 0);

@@ -183,7 +183,7 @@ class PrefillProducer {
             }
             shared_.queue.push(num_pushed, tile);
             if (tile.num_rows == 0) return;
-            if (threadIdx.x % 32 == 0) load(tile);
+            if (ptx::elect_one()) load(tile);
             __syncwarp();
         }
     }

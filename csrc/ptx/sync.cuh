@@ -41,4 +41,18 @@ DSO_DEVICE void grid_launch_dependents() { asm volatile("griddepcontrol.launch_d
 /// `griddepcontrol.wait`: until the grids that this one depends on have ended and their writes can be seen.
 DSO_DEVICE void grid_dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
+/// `elect.sync`: true in one lane of the warp, the same one every time. The compiler then knows that what follows runs
+/// once: instructions that take their operands from the uniform datapath need no loop over lanes.
+DSO_DEVICE bool elect_one() {
+    uint32_t elected;
+    asm volatile(
+        "{\n"
+        ".reg .pred elected;\n"
+        "elect.sync _|elected, 0xFFFFFFFF;\n"
+        "selp.b32 %0, 1, 0, elected;\n"
+        "}\n"
+        : "=r"(elected));
+    return elected != 0;
+}
+
 }  // namespace dso::ptx

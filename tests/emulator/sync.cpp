@@ -1,5 +1,6 @@
 #include "ptx/sync.cuh"
 
+#include "builtins.h"
 #include "machine.h"
 
 namespace emulator {
@@ -56,6 +57,8 @@ void named_barrier_sync(uint32_t id, uint32_t num_threads) {
     const uint32_t phase = arrive(barrier, id, num_threads);
     while (barrier.num_phases == phase) barrier.waiting.wait({"barrier %u for %u threads", id, num_threads});
 }
+
+bool elect_one() { return __ballot_sync(0xFFFFFFFF, true) != 0 && threadIdx.x % 32 == 0; }
 
 }  // namespace dso::ptx
 

@@ -25,6 +25,9 @@ void setmaxnreg_dec() {
 
 inline int compute_here(int x) { return x; }
 
+/// By the whole warp.
+bool elect_one();
+
 // A launch ends before the next begins.
 inline void grid_launch_dependents() {}
 inline void grid_dependency_wait() {}
