@@ -17,8 +17,9 @@ inline constexpr int kSegmentRows = 128;
 struct RowSchedule {
     RowLayout row_layout;
     const int32_t* layout;
-    int num_groups;  // matrices of B
-    int m, n;        // rows of a matrix of A, rows of a matrix of B
+    int num_groups;                         // matrices of B
+    int m, n;                               // rows of a matrix of A, rows of a matrix of B
+    unsigned long long* counter = nullptr;  // of the tiles that CTAs have drawn (counter.cuh); none: in a fixed order
 };
 
 }  // namespace dso

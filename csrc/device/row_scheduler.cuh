@@ -2,8 +2,12 @@
 //
 // Layouts are not trusted: counts and offsets are clamped to the rows there are, and an index that is no group's is
 // nobody's. So no value of theirs leads out of bounds.
+//
+// A CTA starts with the tile of its number. Then it has every so-manieth, or, where groups make tiles of unequal
+// height, the first that nobody has drawn: who is done early takes more.
 #pragma once
 
+#include "device/counter.cuh"
 #include "device/math.cuh"
 #include "device/row_layout.h"
 #include "device/scheduler.cuh"
@@ -24,6 +28,8 @@ class RowScheduler {
           step_(num_ctas) {}
 
     DSO_DEVICE bool next(GemmTile& tile) {
+        if (has_tile_) next_ = schedule_.counter ? draw() : next_ + step_;
+        has_tile_ = true;
         return schedule_.row_layout == RowLayout::kDense ? next_dense(tile) : next_grouped(tile);
     }
 
@@ -35,7 +41,6 @@ class RowScheduler {
     DSO_DEVICE bool next_dense(GemmTile& tile) {
         if (next_ >= num_row_blocks_ * num_n_blocks_) return false;
         const Tile at = place(next_, schedule_.m, kMaxRows);
-        next_ += step_;
         const int first_row = at.m_block * kMaxRows;
         tile = {first_row, min(schedule_.m - first_row, kMaxRows), 0, 0, at.n_block};
         return true;
@@ -44,15 +49,32 @@ class RowScheduler {
     /// Where many rows meet b, a block of fewer comes last; where few do, all blocks that need the same b are
     /// neighbours.
     DSO_DEVICE Tile place(int index, int num_rows, int height) const {
-        if constexpr (kRowStep == kMaxRows && kMaxRows >= 64)
-            return rasterize_low_block_last(index, num_rows, height, num_n_blocks_);
+        if constexpr (kRowStep >= 64) return rasterize_low_block_last(index, num_rows, height, num_n_blocks_);
         return rasterize(index, ceil_div(num_rows, height), num_n_blocks_);
+    }
+
+    /// Each CTA draws until there are no more tiles: all together as often as there are tiles.
+    DSO_DEVICE int draw() {
+        int num_drawn = 0;
+        if (threadIdx.x % 32 == 0) {
+            if (!has_drawn_) open_counter(schedule_.counter);
+            num_drawn = count(schedule_.counter);
+        }
+        has_drawn_ = true;
+        return step_ + __shfl_sync(0xFFFFFFFF, num_drawn, 0);
+    }
+
+    DSO_DEVICE void close_after_last_draw() {
+        const bool was_last = next_ - step_ == chunk_end_ - 1;
+        if (schedule_.counter && was_last && threadIdx.x % 32 == 0) close_counter(schedule_.counter);
     }
 
     /// Runs of rows that meet the same matrix are looked at 32 at a time, a lane each; tiles are numbered run by run.
     DSO_DEVICE bool next_grouped(GemmTile& tile) {
         while (next_ >= chunk_end_) {
-            if (!load_chunk(threadIdx.x % 32)) return false;
+            if (load_chunk(threadIdx.x % 32)) continue;
+            close_after_last_draw();
+            return false;
         }
         const int owner = __ffs(__ballot_sync(0xFFFFFFFF, last_tile_ > next_)) - 1;
         const int num_rows = __shfl_sync(0xFFFFFFFF, num_rows_, owner);
@@ -60,10 +82,11 @@ class RowScheduler {
         const int last_tile = __shfl_sync(0xFFFFFFFF, last_tile_, owner);
         const int group = __shfl_sync(0xFFFFFFFF, group_, owner);
         const int num_blocks = ceil_div(num_rows, kMaxRows);
-        // Blocks of equal height, as far as the step allows: in steps of 8, 192 rows are twice 96, not 128 and 64.
+        // Blocks of equal height, as far as the step allows: 222 rows are 128 and 94, not 192 and 30.
         const int height = align_up(ceil_div(num_rows, num_blocks), kRowStep);
-        const Tile at = place(next_ - (last_tile - num_blocks * num_n_blocks_), num_rows, height);
-        next_ += step_;
+        const int in_group = next_ - (last_tile - num_blocks * num_n_blocks_);
+        const Tile at = num_blocks == 2 ? rasterize(in_group, num_blocks, num_n_blocks_)  // alike, and b is read once
+                                        : place(in_group, num_rows, height);
         const int in_run = at.m_block * height;
         const bool masked = schedule_.row_layout == RowLayout::kMasked;
         tile = {first_row + in_run, min(num_rows - in_run, height), masked ? group : 0, group, at.n_block};
@@ -122,8 +145,23 @@ class RowScheduler {
         const bool is_first = lane == 0 || before != group_;
         const uint32_t firsts = __ballot_sync(0xFFFFFFFF, is_first);
         const uint32_t later = lane == 31 ? 0 : firsts >> (lane + 1);
-        const int num_segments = later == 0 ? 32 - lane : __ffs(later);
+        int num_segments = later == 0 ? 32 - lane : __ffs(later);
+        const int num_more = segments_behind_chunk(__shfl_sync(0xFFFFFFFF, group_, 31));
+        if (later == 0) num_segments += num_more;
+        chunk_ += num_more;
         num_rows_ = is_first && group_ >= 0 ? min(num_segments * kSegmentRows, schedule_.m - first_row_) : 0;
+    }
+
+    /// How many go on with this chunk's last run: a run that ended with the chunk would end in a low tile.
+    DSO_DEVICE int segments_behind_chunk(int group) const {
+        int num_segments = 0;
+        for (int num_equal = 32; num_equal == 32; num_segments += num_equal) {
+            const int first_row = (chunk_ + num_segments + static_cast<int>(threadIdx.x % 32)) * kSegmentRows;
+            const bool differs = first_row >= schedule_.m || group_of_segment(first_row) != group;
+            const uint32_t others = __ballot_sync(0xFFFFFFFF, differs);
+            num_equal = others == 0 ? 32 : __ffs(others) - 1;
+        }
+        return num_segments;
     }
 
     /// That of its first row which has one, or -1.
@@ -139,6 +177,7 @@ class RowScheduler {
 
     const RowSchedule& schedule_;
     int num_n_blocks_, num_row_blocks_, next_, step_;
+    bool has_tile_ = false, has_drawn_ = false;
     int chunk_ = 0, chunk_end_ = 0,
         rows_end_ = 0;  // the next chunk's first candidate; the ends of this one's tiles, rows
     int group_ = 0, first_row_ = 0, num_rows_ = 0, last_tile_ = 0;  // of this lane's run; one past its last tile

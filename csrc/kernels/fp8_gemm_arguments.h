@@ -6,6 +6,8 @@
 
 namespace dso {
 
+inline constexpr int kMaxBoxes = 3;
+
 struct Fp8GemmMaps {
     TensorMap a, b;  // [matrices, rows, k]
     TensorMap sfa;   // [matrices, ceil(k / 128), rows], only where sfa comes by TMA
@@ -15,7 +17,7 @@ struct Fp8GemmMaps {
 struct Fp8GemmArguments {
     RowSchedule schedule;
     int k;
-    int a_box_rows;      // what map a loads at a time: half a tile's rows, or more
+    int a_box_rows;      // what map a loads at a time: a kMaxBoxes-th of a tile's rows, or more
     bool sfa_by_tma;     // else gathered
     bool b_is_constant;  // b may be read before the grids that this one depends on have ended
     const float* sfa;    // [a matrices, m, ceil(k / 128)], strides below

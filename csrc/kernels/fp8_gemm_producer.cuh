@@ -47,7 +47,7 @@ DSO_DEVICE void schedule_and_load_b(Shared& shared, const TensorMap* map_b, cons
         const int row = tile.n_block * Shape::BLOCK_N;
         for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
             shared.pipeline.acquire(state);
-            if (threadIdx.x % 32 != 0) continue;
+            if (!ptx::elect_one()) continue;
             uint64_t* full = &shared.pipeline.full[state.stage];
             ptx::mbarrier_arrive_expect_tx(full, Shape::BLOCK_N * Shape::BLOCK_K);
             ptx::tma_load_3d(shared.b[state.stage], map_b, full, k_block * Shape::BLOCK_K, row, tile.b_matrix);
@@ -56,7 +56,7 @@ DSO_DEVICE void schedule_and_load_b(Shared& shared, const TensorMap* map_b, cons
     shared.queue.push(num_tiles, {});
 }
 
-/// a, in one box of rows or two.
+/// a, in boxes of rows, of which a low tile has fewer.
 template <typename Shape, typename Shared>
 DSO_DEVICE void load_a(Shared& shared, const TensorMap* map_a, const Fp8GemmArguments& arguments) {
     ptx::grid_dependency_wait();
@@ -66,17 +66,19 @@ DSO_DEVICE void load_a(Shared& shared, const TensorMap* map_a, const Fp8GemmArgu
     for (uint32_t num_tiles = 0;; shared.queue.pop(num_tiles)) {
         const GemmTile tile = shared.queue.front(num_tiles);
         if (tile.num_rows == 0) return;
-        const bool two_boxes = tile.num_rows > box_rows;
+        const int num_boxes = ceil_div(tile.num_rows, box_rows);
         for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
             shared.pipeline.acquire(state);
-            if (threadIdx.x % 32 != 0) continue;
+            if (!ptx::elect_one()) continue;
             uint64_t* full = &shared.pipeline.full[state.stage];
             uint8_t* a = shared.a[state.stage];
-            ptx::mbarrier_arrive_expect_tx(full, two_boxes ? 2 * box_bytes : box_bytes);
-            ptx::tma_load_3d(a, map_a, full, k_block * Shape::BLOCK_K, tile.first_row, tile.a_matrix);
-            if (two_boxes)
-                ptx::tma_load_3d(a + box_bytes, map_a, full, k_block * Shape::BLOCK_K, tile.first_row + box_rows,
-                                 tile.a_matrix);
+            ptx::mbarrier_arrive_expect_tx(full, num_boxes * box_bytes);
+#pragma unroll
+            for (int i = 0; i < kMaxBoxes; ++i) {
+                if (i < num_boxes)
+                    ptx::tma_load_3d(a + i * box_bytes, map_a, full, k_block * Shape::BLOCK_K,
+                                     tile.first_row + i * box_rows, tile.a_matrix);
+            }
         }
     }
 }
@@ -100,7 +102,7 @@ DSO_DEVICE void load_scales(Shared& shared, const TensorMap* map_sfa, const Fp8G
                            tile.first_row * arguments.sfa_stride_m + split.first * arguments.sfa_stride_k;
         for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
             shared.pipeline.acquire(state);
-            if (!kGathersSfa && lane != 0) continue;
+            if (!kGathersSfa && !ptx::elect_one()) continue;
             uint64_t* full = &shared.pipeline.full[state.stage];
             const int step = k_block - split.first;
             if constexpr (kGathersSfa) {
@@ -111,7 +113,8 @@ DSO_DEVICE void load_scales(Shared& shared, const TensorMap* map_sfa, const Fp8G
                 ptx::mbarrier_arrive_expect_tx(full, Shape::kScaleRun * static_cast<uint32_t>(sizeof(float)));
                 ptx::tma_load_3d(shared.sfa[state.stage], map_sfa, full, first_row, k_block, tile.a_matrix);
             }
-            if (lane == 0) ptx::cp_async_4(&shared.sfb[state.stage], sfb + step * arguments.sfb_stride_k, true);
+            if (!kGathersSfa || lane == 0)
+                ptx::cp_async_4(&shared.sfb[state.stage], sfb + step * arguments.sfb_stride_k, true);
             ptx::cp_async_mbarrier_arrive(full);
         }
     }

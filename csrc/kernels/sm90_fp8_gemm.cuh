@@ -36,7 +36,7 @@ template <int kNumMGroups_, int BLOCK_N_, int kNumKGroups_, int kNumStages_>
 struct Fp8GemmShape {
     static constexpr int kNumMGroups = kNumMGroups_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
     static constexpr int kNumMathWarpgroups = kNumMGroups * kNumKGroups;
-    static constexpr int kMaxRows = 64 * kNumMGroups, kRowStep = kMaxRows, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
+    static constexpr int kMaxRows = 64 * kNumMGroups, kRowStep = 64, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
     static constexpr int kNumMathThreads = 128 * kNumMathWarpgroups, kNumThreads = kNumMathThreads + 128;
     static constexpr int kNumStageWarps = 4 * kNumMGroups;  // a stage is one k group's
     static constexpr int kScaleRun = kMaxRows + 4;  // floats of sfa that a step loads: a run starts at a multiple of 4

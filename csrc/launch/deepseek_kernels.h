@@ -46,7 +46,7 @@ typedef struct dso_fp8_gemm {
     int accumulate;       // 0: overwrite d; 1: add to it
     int batch_invariant;  // 1: a row's bits depend on that row, b and k alone
     int b_is_constant;    // 1: nothing that is still running on the stream writes b
-    void* workspace;      // as many bytes as dso_fp8_gemm_workspace says, 16-byte aligned, of any content; or null
+    void* workspace;      // as many bytes as the op's workspace function says, 16-byte aligned, of any content; or null
 } dso_fp8_gemm;
 
 DSO_API dso_status dso_fp8_gemm_nt(const dso_fp8_gemm* gemm, dso_stream stream);
@@ -94,6 +94,12 @@ typedef struct dso_m_grouped_fp8_gemm {
 } dso_m_grouped_fp8_gemm;
 
 DSO_API dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm* gemm, dso_stream stream);
+
+// What it can use besides its operands, as `gemm.workspace`: a count of the tiles that CTAs have drawn.
+DSO_API dso_status dso_m_grouped_fp8_gemm_workspace(const dso_m_grouped_fp8_gemm* gemm, int64_t* num_bytes);
+
+// The same by a tile of one's own: its place in fp8_gemm_configs.def, where steps of k are not taken in turn.
+DSO_API dso_status dso_m_grouped_fp8_gemm_nt_by_plan(const dso_m_grouped_fp8_gemm* gemm, int config, dso_stream stream);
 
 // d[r] = a[r] @ b[i].T for the rows r of group i, summed up in float32. Nobody's rows are not written.
 typedef struct dso_m_grouped_bf16_gemm {

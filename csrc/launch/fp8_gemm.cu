@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "device/counter.cuh"
 #include "device/math.cuh"
 #include "launch/clear_rows.h"
 #include "launch/cuda_check.h"
@@ -65,8 +66,8 @@ dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmL
     const dso_m_grouped_fp8_gemm& group = x.group;
     const int64_t k = gemm.k, matrices = x.num_a_matrices();
     const bool dense = x.row_layout == RowLayout::kDense;
-    // A group's rows end anywhere: half a box less is loaded of what is not its own.
-    const int box_rows = dense || tile.max_rows < 64 ? tile.max_rows : tile.max_rows / 2;
+    // A group's rows end anywhere: of what is not its own little should be loaded.
+    const int box_rows = dense || tile.max_rows < 64 ? tile.max_rows : tile.swaps_operands ? tile.max_rows / 2 : 64;
     Fp8GemmArguments& arguments = launch.arguments;
     arguments.a_box_rows = static_cast<int>(dense ? std::min<int64_t>(gemm.m, box_rows) : box_rows);
 
@@ -121,6 +122,16 @@ int64_t most_tiles(const GroupedGemm& x, const Fp8GemmConfig& tile) {
     }
 }
 
+/// Whether CTAs draw their tiles. Where these are of unequal height, a fixed order leaves some CTAs with more work than
+/// others; after many tiles of a few large groups that evens out, and neighbours should keep to what they share in L2.
+bool draws_tiles(const GroupedGemm& x, const Fp8GemmConfig& tile, int num_sms) {
+    constexpr int64_t kFewRounds = 16;
+    if (x.row_layout == RowLayout::kDense) return false;
+    const int64_t num_tiles = most_tiles(x, tile), slots = int64_t{num_sms} * tile.ctas_per_sm;
+    if (num_tiles <= slots || num_tiles >= int64_t{1} << kCountBits) return false;
+    return x.row_layout == RowLayout::kMasked || num_tiles < kFewRounds * slots;
+}
+
 dso_status launch_by_plan(const GroupedGemm& x, const Fp8GemmPlan& plan, int device, int num_sms, dso_stream stream) {
     const dso_fp8_gemm& gemm = x.gemm;
     const dso_m_grouped_fp8_gemm& group = x.group;
@@ -149,6 +160,8 @@ dso_status launch_by_plan(const GroupedGemm& x, const Fp8GemmPlan& plan, int dev
     arguments.sfb_stride_k = gemm.sfb_stride_k;
     launch.output = {gemm.d, group.d_stride_group, gemm.d_stride, gemm.d_dtype == DSO_BF16, gemm.accumulate != 0};
     DSO_TRY(encode_maps(x, tile, launch));
+    if (gemm.workspace && draws_tiles(x, tile, num_sms))
+        arguments.schedule.counter = static_cast<unsigned long long*>(gemm.workspace);
     if (plan.num_shared_tiles > 0 && launch.is_dense_by_tma && gemm.workspace) {
         auto* workspace = static_cast<uint8_t*>(gemm.workspace);
         launch.num_ctas = num_sms;
@@ -200,6 +213,22 @@ dso_status clear_rows(const dso_m_grouped_fp8_gemm& group, RowLayout row_layout,
     return clear_rows(arguments, num_sms, stream);
 }
 
+dso_status launch_grouped(const dso_m_grouped_fp8_gemm& group, const Fp8GemmPlan* plan, dso_stream stream) {
+    const dso_fp8_gemm& gemm = group.gemm;
+    DSO_TRY(check_m_grouped_fp8_gemm(group));
+    if (plan && !is_possible_grouped(*plan)) return fail(DSO_INVALID, "m_grouped_fp8_gemm_nt: no such plan");
+    if (gemm.m == 0 || gemm.n == 0) return DSO_OK;
+    const auto row_layout = static_cast<RowLayout>(group.row_layout);
+    if (row_layout == RowLayout::kMasked && group.num_groups == 0) return DSO_OK;
+    int device, num_sms;
+    DSO_TRY(current_device(&device, &num_sms));
+    if (group.clear_unowned) DSO_TRY(clear_rows(group, row_layout, false, num_sms, stream));
+    if (group.num_groups == 0) return DSO_OK;
+    if (gemm.k == 0) return gemm.accumulate ? DSO_OK : clear_rows(group, row_layout, true, num_sms, stream);
+    return launch_by_plan({group, gemm, row_layout}, plan ? *plan : plan_grouped_fp8_gemm(group.expected_m), device,
+                          num_sms, stream);
+}
+
 }  // namespace
 }  // namespace dso
 
@@ -226,17 +255,25 @@ extern "C" dso_status dso_fp8_gemm_workspace(const dso_fp8_gemm* gemm, int64_t* 
 }
 
 extern "C" dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm* group, dso_stream stream) {
+    return dso::launch_grouped(*group, nullptr, stream);
+}
+
+extern "C" dso_status dso_m_grouped_fp8_gemm_nt_by_plan(const dso_m_grouped_fp8_gemm* group, int config,
+                                                        dso_stream stream) {
+    const dso::Fp8GemmPlan plan{config, 1};
+    return dso::launch_grouped(*group, &plan, stream);
+}
+
+extern "C" dso_status dso_m_grouped_fp8_gemm_workspace(const dso_m_grouped_fp8_gemm* group, int64_t* num_bytes) {
     using namespace dso;
+    *num_bytes = 0;
     const dso_fp8_gemm& gemm = group->gemm;
     DSO_TRY(check_m_grouped_fp8_gemm(*group));
-    if (gemm.m == 0 || gemm.n == 0) return DSO_OK;
-    const auto row_layout = static_cast<RowLayout>(group->row_layout);
-    if (row_layout == RowLayout::kMasked && group->num_groups == 0) return DSO_OK;
+    if (gemm.m == 0 || gemm.n == 0 || gemm.k == 0 || group->num_groups == 0) return DSO_OK;
     int device, num_sms;
     DSO_TRY(current_device(&device, &num_sms));
-    if (group->clear_unowned) DSO_TRY(clear_rows(*group, row_layout, false, num_sms, stream));
-    if (group->num_groups == 0) return DSO_OK;
-    if (gemm.k == 0) return gemm.accumulate ? DSO_OK : clear_rows(*group, row_layout, true, num_sms, stream);
-    return launch_by_plan({*group, gemm, row_layout}, plan_grouped_fp8_gemm(group->expected_m, gemm.n, gemm.k), device,
-                          num_sms, stream);
+    const GroupedGemm x{*group, gemm, static_cast<RowLayout>(group->row_layout)};
+    if (draws_tiles(x, plan_grouped_fp8_gemm(group->expected_m).tile(), num_sms))
+        *num_bytes = static_cast<int64_t>(sizeof(unsigned long long));
+    return DSO_OK;
 }

@@ -76,6 +76,9 @@ bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int n
 Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms);
 
 /// The same for groups of about `rows_per_group` rows; how many there are of which is known on the device only.
-Fp8GemmPlan plan_grouped_fp8_gemm(int64_t rows_per_group, int64_t n, int64_t k);
+Fp8GemmPlan plan_grouped_fp8_gemm(int64_t rows_per_group);
+
+/// Whether groups can be computed so: a row's bits must not depend on the tiles around it.
+bool is_possible_grouped(const Fp8GemmPlan& plan);
 
 }  // namespace dso

@@ -19,6 +19,10 @@ dso_status dso_fp8_gemm_workspace(const dso_fp8_gemm*, int64_t*) { return no_ker
 
 dso_status dso_m_grouped_fp8_gemm_nt(const dso_m_grouped_fp8_gemm*, dso_stream) { return no_kernel(); }
 
+dso_status dso_m_grouped_fp8_gemm_nt_by_plan(const dso_m_grouped_fp8_gemm*, int, dso_stream) { return no_kernel(); }
+
+dso_status dso_m_grouped_fp8_gemm_workspace(const dso_m_grouped_fp8_gemm*, int64_t*) { return no_kernel(); }
+
 dso_status dso_m_grouped_bf16_gemm_nt(const dso_m_grouped_bf16_gemm*, dso_stream) { return no_kernel(); }
 
 dso_status dso_m_grouped_bf16_gemm_nt_by_plan(const dso_m_grouped_bf16_gemm*, int, dso_stream) { return no_kernel(); }

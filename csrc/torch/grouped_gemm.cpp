@@ -73,6 +73,13 @@ void run(const Operands& x, dso_row_layout row_layout, int64_t expected_m, Tenso
     group.layout = static_cast<const int32_t*>(x.layout.const_data_ptr());
     group.expected_m = expected_m;
     group.clear_unowned = clear_unowned;
+    Tensor workspace;
+    int64_t num_bytes;
+    require_ok(dso_m_grouped_fp8_gemm_workspace(&group, &num_bytes));
+    if (num_bytes > 0) {
+        workspace = empty_strided({num_bytes}, {1}, ScalarType::Byte, x.a);
+        group.gemm.workspace = workspace.mutable_data_ptr();
+    }
     require_ok(dso_m_grouped_fp8_gemm_nt(&group, current_stream(device)));
 }
 

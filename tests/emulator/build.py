@@ -36,6 +36,12 @@ def fp8_gemm_tiles() -> list[tuple[str, tuple[int, ...]]]:
     return tiles_of("fp8_gemm_configs.def")
 
 
+def tiles_for_groups() -> dict[int, str]:
+    """Those whose warpgroups do not take steps in turn: place in the list -> its line."""
+    tiles = fp8_gemm_tiles()
+    return {i: f"{kind}{numbers}" for i, (kind, numbers) in enumerate(tiles) if numbers[2] == 1}
+
+
 def bf16_gemm_tiles() -> list[tuple[int, ...]]:
     return [numbers for _, numbers in tiles_of("bf16_gemm_configs.def")]
 

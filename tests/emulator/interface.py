@@ -249,16 +249,22 @@ class Kernels:
         row_layout: int,
         layout: Tensor,
         *,
-        expected_m: int,
+        expected_m: int = 1,
+        config: int | None = None,
+        counts_tiles: bool = True,
         accumulate: bool = False,
         clear_unowned: bool = False,
-    ) -> None:
-        a, sfa, b, sfb = operands
-        one = tuple(x[0] if x.dim() == 3 else x for x in (a, sfa, b, sfb))
-        gemm = gemm_of(one, d[0] if d.dim() == 3 else d, accumulate)
-        of_group = [x.stride(0) if x.dim() == 3 else 0 for x in (a, sfa, d, b, sfb)]
-        call = GroupedGemm(gemm, *of_group, b.shape[0], row_layout, layout.data_ptr(), expected_m, clear_unowned)
-        self._call("dso_m_grouped_fp8_gemm_nt", call)
+    ) -> int:
+        """`config` is a line of fp8_gemm_configs.def; None: the package's own choice. Returns the workspace, garbage
+        before: 0 if it counted tiles."""
+        call = grouped_gemm_of(operands, d, row_layout, layout, expected_m, accumulate, clear_unowned)
+        workspace = torch.randint(1, 2**62, (1,))
+        call.gemm.workspace = workspace.data_ptr() if counts_tiles else None
+        if config is None:
+            self._call("dso_m_grouped_fp8_gemm_nt", call)
+        else:
+            self._call("dso_m_grouped_fp8_gemm_nt_by_plan", call, config)
+        return int(workspace)
 
     def m_grouped_bf16_gemm_nt(
         self,
@@ -450,6 +456,23 @@ class Kernels:
         extents = (cu_seqlens_q.shape[0] - 1, q.shape[0], k.shape[0], q.shape[1])
         rows = [stride for x in (q, k, v) for stride in x.stride()[:2]]
         self._call("dso_mla_prefill", Prefill(*pointers, *extents, *rows, DTYPES[q.dtype], softmax_scale, causal))
+
+
+def grouped_gemm_of(
+    operands: tuple[Tensor, Tensor, Tensor, Tensor],
+    d: Tensor,
+    row_layout: int,
+    layout: Tensor,
+    expected_m: int,
+    accumulate: bool,
+    clear_unowned: bool,
+) -> GroupedGemm:
+    """Without a workspace."""
+    one = tuple(x[0] if x.dim() == 3 else x for x in operands)
+    gemm = gemm_of(one, d[0] if d.dim() == 3 else d, accumulate)
+    a, sfa, b, sfb = operands
+    of_group = [x.stride(0) if x.dim() == 3 else 0 for x in (a, sfa, d, b, sfb)]
+    return GroupedGemm(gemm, *of_group, b.shape[0], row_layout, layout.data_ptr(), expected_m, clear_unowned)
 
 
 def grouped_bf16_gemm_of(a: Tensor, b: Tensor, offsets: Tensor, d: Tensor, clear_unowned: bool) -> GroupedBf16Gemm:

@@ -13,7 +13,7 @@ from torch import Tensor
 import deepseek_ops
 from deepseek_ops import to_mn_major_tma_aligned
 from deepseek_ops.quantize import empty_sf
-from tests.emulator.build import MISSING, fp8_gemm_tiles
+from tests.emulator.build import MISSING, fp8_gemm_tiles, tiles_for_groups
 from tests.emulator.interface import CONTIGUOUS, MASKED, OFFSETS, Kernels
 from tests.support import (
     BF16_LIMIT,
@@ -196,6 +196,9 @@ def test_the_sum_of_nothing_is_zero(kernels):
 # -------------------------------------------------------------------------------------------- grouped GEMMs
 
 
+TILES_FOR_GROUPS = tiles_for_groups()
+
+
 def int32(values):
     return torch.tensor(values, dtype=torch.int32)
 
@@ -262,6 +265,42 @@ def test_masked_groups_have_as_many_rows_as_they_say(expected_m, dtype, kernels)
         groups = [0] * count + [-1] * (m - count)
         want = group_by_group((a[i], sfa[i], b[i : i + 1], sfb[i : i + 1]), groups)
         assert_only_own_rows(out.tensor[i], want, groups, dtype)
+    out.assert_intact()
+
+
+@pytest.mark.parametrize("config", TILES_FOR_GROUPS, ids=TILES_FOR_GROUPS.get)
+def test_tiles_that_ctas_draw_give_the_bits_of_a_fixed_order(config, kernels):
+    """Every tile that groups can have, with groups that end at all places of it; what counted is closed again."""
+    m, counts = 200, (200, 0, 1, 130, 64)
+    a, sfa, b, sfb = grouped_operands((len(counts), m), len(counts), k=144)
+    got = []
+    for num_sms, seed, counts_tiles in ((1, 0, True), (3, 1, True), (2, 2, False)):
+        out = Guarded((len(counts), m, b.shape[1]), torch.bfloat16, "cpu")
+        out.tensor.fill_(5)
+        kernels.use(num_sms, seed)
+        options = {"config": config, "counts_tiles": counts_tiles}
+        left = kernels.m_grouped_fp8_gemm_nt((a, sfa, b, sfb), out.tensor, MASKED, int32(counts), **options)
+        out.assert_intact()
+        assert (left == 0) == counts_tiles
+        got.append(out.tensor)
+    for i, count in enumerate(counts):
+        want = group_by_group((a[i], sfa[i], b[i : i + 1], sfb[i : i + 1]), [0] * count + [-1] * (m - count))
+        assert_only_own_rows(got[0][i], want, [0] * count + [-1] * (m - count), torch.bfloat16)
+    assert torch.equal(bits(got[0]), bits(got[1]))
+    assert torch.equal(bits(got[0]), bits(got[2]))
+
+
+@pytest.mark.parametrize("expected_m", [4, 100], ids=["swapped", "tall"])
+def test_a_run_of_segments_may_be_longer_than_a_warp_looks_at_once(expected_m, kernels):
+    lengths = {0: 3, 2: 70, 1: 1, -1: 33, 3: 2}
+    groups = [group for group, length in lengths.items() for _ in range(128 * length)][:-50]
+    a, sfa, b, sfb = grouped_operands((len(groups),), 4, n=8, k=16)
+    out = Guarded((len(groups), 8), torch.bfloat16, "cpu")
+    out.tensor.fill_(5)
+    kernels.m_grouped_fp8_gemm_nt((a, sfa, b, sfb), out.tensor, CONTIGUOUS, int32(groups), expected_m=expected_m)
+    each = torch.stack([dequantized_product(a, sfa, b[i], sfb[i]) for i in range(4)])
+    want = each[torch.tensor(groups).clamp(min=0), torch.arange(len(groups))]
+    assert_only_own_rows(out.tensor, want, groups, torch.bfloat16)
     out.assert_intact()
 
 

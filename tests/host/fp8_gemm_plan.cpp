@@ -96,7 +96,7 @@ void check_configs() {
     }
     // Every number of rows of a group has a tile.
     for (int64_t rows = 1; rows < 10000; ++rows) {
-        const dso::Fp8GemmPlan plan = dso::plan_grouped_fp8_gemm(rows, 4096, 7168);
+        const dso::Fp8GemmPlan plan = dso::plan_grouped_fp8_gemm(rows);
         EXPECT(plan.num_splits == 1 && (plan.tile().max_rows >= rows || !plan.tile().swaps_operands), "%lld rows",
                static_cast<long long>(rows));
         EXPECT(!plan.tile().swaps_operands || plan.tile().num_k_groups == 1, "%lld rows", static_cast<long long>(rows));
