@@ -1,6 +1,7 @@
 // The MLA decoding kernels' parameters: plain data that host and device share.
 #pragma once
 
+#include "device/divisor.h"
 #include "ptx/types.cuh"
 
 namespace dso {
@@ -19,12 +20,12 @@ struct MlaDecodeArguments {
     float* lse;            // [b, s_q, heads], contiguous; with cu_seqlens_q [s_q, heads]
     float4* partial_sums;  // [tiles of rows, num_parts, groups of 8 columns, tile rows / 16, lanes], of several parts
     float* partial_lse;    // [tiles of rows, CTAs of a cluster, tile rows, num_parts], base 2, likewise
-    unsigned long long* counters;  // [tiles of rows, CTAs of a cluster], of any content, likewise
-    int num_pages, page_size, max_keys;
-    int b, s_q, num_heads;         // s_q with cu_seqlens_q: of all requests together
-    int num_row_tiles, num_parts;  // of a request, with cu_seqlens_q the most of all; of a tile of rows
-    int tiles_per_part;            // of keys: with few of them there are fewer parts; 0: there are as many always
-    int box_rows;                  // rows of a page that TMA loads at a time, a divisor of 64; 0: it cannot
+    unsigned long long* counters;                 // [tiles of rows, CTAs of a cluster], of any content, likewise
+    int num_pages, max_keys, b, s_q;              // s_q with cu_seqlens_q: of all requests together
+    Divisor page_size, num_heads, num_row_tiles;  // tiles of a request's rows, with cu_seqlens_q the most of all's
+    int num_parts;                                // of a tile of rows
+    int tiles_per_part;  // of keys: with few of them there are fewer parts; 0: there are as many always
+    int box_rows;        // rows of a page that TMA loads at a time, a divisor of 64; 0: it cannot
     bool is_causal;
     float scale_log2;   // softmax_scale * log2(e), times value_scale
     float value_scale;  // of the cache; 1 where rows have their own, or none

@@ -7,6 +7,7 @@
 // columns adds up all parts.
 #pragma once
 
+#include "device/counter.cuh"
 #include "device/half.cuh"
 #include "kernels/mla_decode_work.cuh"
 #include "ptx/sync.cuh"
@@ -19,9 +20,6 @@ inline constexpr int kMlaMaxCluster = 8, kMlaMaxParts = 192, kMlaLoadsAtOnce = 8
 /// Of a part of a tile of rows, four at a time.
 DSO_HOST_DEVICE constexpr int num_partial_sums(int tile_rows) { return kMlaGroups * (tile_rows / 16) * 32; }
 
-/// What counts the parts that have come, in memory that nobody clears before: the upper bits say that it counts.
-inline constexpr unsigned long long kMlaCounts = 0x5F8E'3C21'D7A4ull << 16;
-
 template <int kTileRows>
 struct MlaDecodeSums {
     float4 groups[kMlaGroups][kTileRows / 16][32];  // as the lanes of the warps have them, for the cluster to read
@@ -30,20 +28,14 @@ struct MlaDecodeSums {
 };
 
 /// What counts the parts of the columns that are this CTA's in its cluster.
-DSO_DEVICE unsigned long long* counter_of(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows,
-                                          int cluster_size, int rank) {
+DSO_DEVICE Counter* counter_of(const MlaDecodeArguments& arguments, const MlaDecodeRows& rows, int cluster_size,
+                               int rank) {
     return arguments.counters + int64_t{rows.unit} * cluster_size + rank;
 }
 
-/// Every CTA does so long before it counts, and so it counts from zero whoever came first.
-DSO_DEVICE void open_counter(unsigned long long* counter) {
-    const unsigned long long old = atomicCAS(counter, 0ull, kMlaCounts);  // 0 is what the last call left
-    if (old != 0 && old >> 16 != kMlaCounts >> 16) atomicCAS(counter, old, kMlaCounts);
-}
-
 /// By all warps that compute: adds up the cluster's sums, and the parts if this is the last of them to come. `Shared`
-/// has `sums`, the `rows` that go with them, and `is_last`; where Types::kSendsRows, also `sent_rows`, which have come
-/// from all CTAs of the cluster.
+/// has `sums`, the `rows` that go with them, and `is_last`; where Types::kSendsRows, also `sent_rows`, which come from
+/// all CTAs of the cluster, and the mbarrier `all_sent` for them.
 template <typename Types, typename Shared>
 class MlaDecodeCombination {
   public:
@@ -61,10 +53,11 @@ class MlaDecodeCombination {
     DSO_DEVICE void run() {
         ptx::fence_release_shared_to_cluster();
         ptx::cluster_arrive();
+        const Out out(*this);  // found while others are waited for
         ptx::cluster_wait();
-        combine_cluster();
+        combine_cluster(out);
         if (size_ > 1) ptx::cluster_arrive();  // this thread has read what it needs
-        if (num_parts_ > 1 && is_last_part()) combine_parts();
+        if (num_parts_ > 1 && is_last_part()) combine_parts(out);
         if (size_ > 1) ptx::cluster_wait();  // the others read from here
     }
 
@@ -80,13 +73,34 @@ class MlaDecodeCombination {
     DSO_DEVICE int first_group() const { return warp_ % group_step(); }
     DSO_DEVICE int row(int h) const { return row_warp() * 16 + lane_ / 4 + 8 * h; }
 
-    DSO_DEVICE void combine_cluster() {
+    /// The lane's rows of the output; null where there is none.
+    struct Out {
+        uint16_t* rows[2];
+        int lane;
+
+        DSO_DEVICE explicit Out(const MlaDecodeCombination& of) : lane(of.lane_) {
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+                rows[h] = of.row(h) < of.rows_.num_rows ? out_of(of.arguments_, of.rows_, of.row(h)) : nullptr;
+        }
+
+        /// Two neighbours of each.
+        DSO_DEVICE void store(int group, float4 x) const {
+            const int column = Types::column_of(group, lane);
+            const uint32_t pairs[2] = {pack_half<Types::kQuery>(x.x, x.y), pack_half<Types::kQuery>(x.z, x.w)};
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                if (rows[h] != nullptr) *reinterpret_cast<uint32_t*>(rows[h] + column) = pairs[h];
+            }
+        }
+    };
+
+    DSO_DEVICE void combine_cluster(const Out& out) {
         float4 sources[kMlaMaxCluster];
         int owned = first_group();
         if (owned < num_groups()) read_sources(sources, rank_ * num_groups() + owned);
         float weights[kMlaMaxCluster][2];
         take_weights(weights);
-        const Out out(*this);
         while (owned < num_groups()) {
             float4 sum{};
 #pragma unroll
@@ -130,10 +144,14 @@ class MlaDecodeCombination {
         }
     }
 
+    DSO_DEVICE void wait_for_sent_rows() const {
+        if constexpr (Types::kSendsRows) ptx::mbarrier_wait(&shared_.all_sent, 0);
+    }
+
     /// The softmax of a row over the keys of CTA `source`.
     DSO_DEVICE SoftmaxPart part_of(int row, int source) const {
         if constexpr (Types::kSendsRows) {
-            return shared_.sent_rows[source][row];
+            return size_ > 1 ? shared_.sent_rows[source][row] : shared_.rows[row];
         } else {
             const float4 x = ptx::load_from_cluster(ptx::cluster_address(&shared_.rows[row], source));
             return {x.x, x.y, x.z};
@@ -143,6 +161,7 @@ class MlaDecodeCombination {
     /// What each CTA's sums of a row are to be multiplied by; and the row's logarithm.
     DSO_DEVICE void weigh(int row) {
         SoftmaxPart parts[kMlaMaxCluster];
+        if (Types::kSendsRows && size_ > 1) wait_for_sent_rows();
 #pragma unroll
         for (int source = 0; source < kMlaMaxCluster; ++source) {
             parts[source] = {kMinusInfinity, 0.f, 0.f};
@@ -173,23 +192,23 @@ class MlaDecodeCombination {
     DSO_DEVICE bool is_last_part() {
         ptx::named_barrier_sync(2, kMathThreads);
         if (threadIdx.x == 0) {
-            unsigned long long* counter = counter_of(arguments_, rows_, size_, rank_);
+            Counter* counter = counter_of(arguments_, rows_, size_, rank_);
             __threadfence();
-            shared_.is_last = atomicAdd(counter, 1ull) == kMlaCounts + num_parts_ - 1;
+            shared_.is_last = count(counter) == num_parts_ - 1;
             __threadfence();
-            if (shared_.is_last) *counter = 0;  // what lies here next must not look like a counter
+            if (shared_.is_last) close_counter(counter);
         }
         ptx::named_barrier_sync(2, kMathThreads);
         return shared_.is_last;
     }
 
-    DSO_DEVICE void combine_parts() {
+    DSO_DEVICE void combine_parts(const Out& out) {
         if (num_parts_ <= 2) {
-            add_parts<2>();
+            add_parts<2>(out);
         } else if (num_parts_ <= 4) {
-            add_parts<4>();
+            add_parts<4>(out);
         } else {
-            add_parts<kMlaLoadsAtOnce>();
+            add_parts<kMlaLoadsAtOnce>(out);
         }
     }
 
@@ -222,14 +241,13 @@ class MlaDecodeCombination {
     /// `kParts` parts of several groups at a time: as many loads are on their way at once. The first are while the
     /// weights are computed.
     template <int kParts>
-    DSO_DEVICE void add_parts() {
+    DSO_DEVICE void add_parts(const Out& out) {
         constexpr int kItems = kMlaLoadsAtOnce / kParts;
         float4 x[kItems][kParts];
         load_parts(x, first_group(), 0);
         if (threadIdx.x < 4 * kTileRows)
             weigh_parts(static_cast<int>(threadIdx.x) / 4, static_cast<int>(threadIdx.x) % 4);
         ptx::named_barrier_sync(2, kMathThreads);
-        const Out out(*this);
         for (int owned = first_group(); owned < num_groups(); owned += kItems * group_step()) {
             float4 sums[kItems] = {};
             for (int first = 0; first < num_parts_; first += kParts) {
@@ -279,28 +297,6 @@ class MlaDecodeCombination {
         const int64_t place = (int64_t{rows_.unit} * size_ + rank_) * kTileRows + row;
         return arguments_.partial_lse + place * arguments_.num_parts + part;
     }
-
-    /// The lane's rows of the output; null where there is none. To find them takes divisions.
-    struct Out {
-        uint16_t* rows[2];
-        int lane;
-
-        DSO_DEVICE explicit Out(const MlaDecodeCombination& of) : lane(of.lane_) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-                rows[h] = of.row(h) < of.rows_.num_rows ? out_of(of.arguments_, of.rows_, of.row(h)) : nullptr;
-        }
-
-        /// Two neighbours of each.
-        DSO_DEVICE void store(int group, float4 x) const {
-            const int column = Types::column_of(group, lane);
-            const uint32_t pairs[2] = {pack_half<Types::kQuery>(x.x, x.y), pack_half<Types::kQuery>(x.z, x.w)};
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                if (rows[h] != nullptr) *reinterpret_cast<uint32_t*>(rows[h] + column) = pairs[h];
-            }
-        }
-    };
 
     Shared& shared_;
     const MlaDecodeArguments& arguments_;

@@ -365,13 +365,14 @@ class MlaFp8Loader {
         uint64_t* full = &shared_.raw_full[warp_][kSide];
         const int64_t place = key.place(arguments_);
         if (arguments_.box_rows != 0 && __all_sync(0xFFFFFFFF, place >= 0)) {
-            if (lane_ == 0) {
+            const int row = __shfl_sync(0xFFFFFFFF, key.row, 0), page = __shfl_sync(0xFFFFFFFF, key.page, 0);
+            if (ptx::elect_one()) {
                 constexpr int kBoxes = kMlaSideBoxes / 2 + kSide;
                 ptx::mbarrier_arrive_expect_tx(full, kBoxes * sizeof(MlaRawKeys::Box));
                 for (int box = 0; box < kMlaSideBoxes / 2; ++box)
                     ptx::tma_load_3d(raw.latents[kSide][box], map_, full, kSide * kSideLatents + box * kSwizzleBytes,
-                                     key.row, key.page);
-                if (kSide == 1) ptx::tma_load_3d(raw.rotated, map_, full, kRotated, key.row, key.page);
+                                     row, page);
+                if (kSide == 1) ptx::tma_load_3d(raw.rotated, map_, full, kRotated, row, page);
             }
             __syncwarp();
         } else {

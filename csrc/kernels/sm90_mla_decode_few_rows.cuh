@@ -15,9 +15,9 @@
 //           The others are named and counted by whole warps: racecheck follows these, but not a lane that arrives at an
 //           mbarrier for its warp.   0: the mbarriers are initialised.   1: warpgroup 0.   2: all that compute.
 //           3: the warps that score have each other's largest scores, and those that multiply values have the tile
-//           before's p in registers.   4: a tile's p is there.   5 + stage: nobody reads the stage any more.
-//           of the cluster: all CTAs have begun, so that each can send the others its rows' softmax; then those of
-//           mla_decode_combination.cuh.
+//           before's p in registers.   4: a tile's p is there.   5 + stage: nobody reads the stage any more.   10: nor
+//           any. of the cluster: all CTAs have begun, so that each can send the others its rows' softmax (all_sent: the
+//           bytes of all); then those of mla_decode_combination.cuh.
 // Shared    MlaFewRowsShared below: 3 tiles of keys (5 of FP8), their rows 16 bytes apart where that many bytes make
 //           their length an odd multiple of 16, so that a column of 16-byte pieces falls into different banks.
 // Numerics  As sm90_mla_decode.cuh, but an FP8 cache's keys are not rounded: scores are sums of products with the very
@@ -33,6 +33,7 @@
 #include "device/half.cuh"
 #include "device/pipeline.cuh"
 #include "device/softmax.cuh"
+#include "device/tile.cuh"
 #include "kernels/mla_decode_combination.cuh"
 #include "kernels/mla_decode_work.cuh"
 #include "ptx/mma.cuh"
@@ -52,6 +53,7 @@ enum MlaFewRowsBarrier : uint32_t {
     kMlaPIsFree = 3,       // and largest scores are shared: values arrive, scores wait
     kMlaPIsThere = 4,      // scores arrive, values wait
     kMlaStageIsEmpty = 5,  // of the first stage: scores and values arrive, loaders wait
+    kMlaKeysAreRead = 10,  // for good, by those who multiply values; the scores, which these came after, have read them
 };
 
 /// What the kernel is compiled for.
@@ -66,7 +68,8 @@ struct MlaFewRowsTypes {
     static constexpr ptx::HalfType kOperand = kIsFp8 ? ptx::HalfType::kF16 : query;  // of products
     static constexpr ptx::HalfType kRotated = kHasScales ? query : kOperand;         // of those of rotated channels
     static constexpr int kKeyBytes = kHasScales ? kFp8RowBytes : kIsFp8 ? kMlaKeyDim : 2 * kMlaKeyDim;
-    static constexpr int kPitch = kKeyBytes % 32 == 0 ? kKeyBytes + 16 : kKeyBytes;
+    static constexpr int kPitch = kIsFp8 && kKeyBytes % 32 == 0 ? kKeyBytes + 16 : kKeyBytes;
+    static constexpr int kLines = kKeyBytes / kSwizzleBytes;  // of a key of 16 bits, each of 64 channels
     static constexpr int kStages = kIsFp8 ? 5 : 3;
 
     /// The first of a lane's two columns of a group of sums. An FP8 value's warp has the columns 8 * g + i in column g
@@ -88,7 +91,7 @@ struct alignas(16) MlaFewRowsProbabilities {
 template <typename Types>
 struct MlaFewRowsShared {
     union {
-        alignas(128) uint8_t keys[Types::kStages][kMlaTile][Types::kPitch];
+        alignas(kSwizzleAtomBytes) uint8_t keys[Types::kStages][kMlaTile][Types::kPitch];
         MlaDecodeSums<kMlaFewRows> sums;  // when all products are there
     };
     MlaFewRowsProbabilities p;
@@ -97,68 +100,114 @@ struct MlaFewRowsShared {
     SoftmaxPart rows[kMlaFewRows];
     SoftmaxPart sent_rows[kMlaMaxCluster][kMlaFewRows];  // by the CTAs of the cluster
     uint16_t exists[Types::kStages][kMlaLoadWarps];      // a bit for each key of a tile
-    uint64_t full[Types::kStages];
+    uint64_t full[Types::kStages], all_sent;
     bool is_last;
 };
 
 // ---------------------------------------------------------------------------------------------------- loading
 
-/// A loading warp's quarter of the keys: each of the first 16 lanes copies one.
+/// How TMA loads keys of 16 bits, as [pages, rows of a page, lines of 64 channels, 64]. Those of FP8 need no map, and a
+/// launch takes longer for each that it hands over.
+template <LatentFormat kFormat>
+struct MlaFewRowsMaps {};
+template <>
+struct MlaFewRowsMaps<LatentFormat::kPlain> {
+    TensorMap quarter, key;  // 16 rows, and one
+};
+
+/// A loading warp's quarter of the keys. Each of the first 16 lanes looks for one and copies it; or the first lane all
+/// of them, where they are neighbours.
 template <typename Types>
 class MlaFewRowsLoader {
   public:
-    DSO_DEVICE MlaFewRowsLoader(MlaFewRowsShared<Types>& shared, const MlaDecodeArguments& arguments,
+    using Maps = MlaFewRowsMaps<Types::kFormat>;
+
+    DSO_DEVICE MlaFewRowsLoader(MlaFewRowsShared<Types>& shared, const Maps& maps, const MlaDecodeArguments& arguments,
                                 const MlaDecodeRows& rows, int share, int warp)
         : shared_(shared),
+          maps_(maps),
           arguments_(arguments),
           table_(arguments.block_table + rows.request * arguments.table_stride),
           first_key_(warp * kMlaQuarter),
           warp_(warp),
           lane_(threadIdx.x % 32),
+          are_neighbours_(
+              arguments.page_size % kMlaQuarter == 0 &&
+              (!Types::kIsFp8 || (Types::kPitch == Types::kKeyBytes && arguments.key_stride == Types::kKeyBytes))),
           first_(find(share, room_of(arguments, rows))) {}
 
     DSO_DEVICE void run(const MlaDecodeKeys& range) const {
         if (range.num_tiles == 0) return;
-        int64_t place = key_of(range.first_tile) < range.some_see ? first_.place(arguments_) : -1;
+        MlaKey key = first_;
+        if (key_of(range.first_tile) >= range.some_see) key.page = -1;
+        int64_t place = key.place(arguments_);
         PipelineState<Types::kStages> state;
         for (int i = 0; i < range.num_tiles; ++i, state.advance()) {
             const MlaKey next = find(range.tile(i + 1), range.some_see);  // long before it is needed
             const uint32_t exists = __ballot_sync(0xFFFFFFFF, place >= 0) & 0xFFFF;
             if (i >= Types::kStages) ptx::named_barrier_sync(kMlaStageIsEmpty + state.stage, kMlaFewRowsThreads);
             if (lane_ == 0) shared_.exists[state.stage][warp_] = static_cast<uint16_t>(exists);
-            if (lane_ < kMlaQuarter) load(state.stage, place);
-            place = next.place(arguments_);
+            if (are_neighbours_ && exists == 0xFFFF) {
+                if (lane_ == 0) load_quarter(state.stage, key, place);
+            } else if (lane_ < kMlaQuarter) {
+                load(state.stage, key, place);
+            }
+            key = next;
+            place = key.place(arguments_);  // here, where there is time to wait for its page
         }
     }
 
   private:
-    static constexpr int kStrideBytes = Types::kIsFp8 ? 1 : 2;  // what strides of the cache count
-
     DSO_DEVICE int key_of(int tile) const { return tile * kMlaTile + first_key_ + lane_ % kMlaQuarter; }
     DSO_DEVICE MlaKey find(int tile, int num_keys) const { return MlaKey(arguments_, table_, key_of(tile), num_keys); }
 
+    /// All of the warp's keys, of which this is the first.
+    DSO_DEVICE void load_quarter(uint32_t stage, const MlaKey& key, int64_t place) const {
+        uint64_t* full = &shared_.full[stage];
+        ptx::mbarrier_arrive_expect_tx(full, kMlaQuarter * Types::kKeyBytes);
+        copy<kMlaQuarter>(shared_.keys[stage][first_key_], full, key, place);
+        ptx::mbarrier_arrive_times(full, kMlaQuarter - 1);
+    }
+
     /// The lane's key; zeros where there is none.
-    DSO_DEVICE void load(uint32_t stage, int64_t place) const {
-        uint8_t* key = shared_.keys[stage][first_key_ + lane_];
+    DSO_DEVICE void load(uint32_t stage, const MlaKey& key, int64_t place) const {
+        uint8_t* to = shared_.keys[stage][first_key_ + lane_];
         uint64_t* full = &shared_.full[stage];
         if (place >= 0) {
             ptx::mbarrier_arrive_expect_tx(full, Types::kKeyBytes);
-            ptx::copy_from_global_async(key, static_cast<const uint8_t*>(arguments_.kv_cache) + place * kStrideBytes,
-                                        Types::kKeyBytes, full);
+            copy<1>(to, full, key, place);
         } else {
 #pragma unroll 1
-            for (int byte = 0; byte < Types::kKeyBytes; byte += 16) *reinterpret_cast<uint4*>(key + byte) = uint4{};
+            for (int byte = 0; byte < Types::kKeyBytes; byte += 16) *reinterpret_cast<uint4*>(to + byte) = uint4{};
             ptx::fence_proxy_async_shared();  // before the copies that come here later
             ptx::mbarrier_arrive(full);
         }
     }
 
+    template <int kKeys>
+    DSO_DEVICE void copy(uint8_t* to, uint64_t* full, const MlaKey& key, int64_t place) const {
+        if constexpr (Types::kIsFp8) {
+            ptx::copy_from_global_async(to, static_cast<const uint8_t*>(arguments_.kv_cache) + place,
+                                        kKeys * Types::kKeyBytes, full);
+        } else {
+            ptx::tma_load_4d(to, kKeys == 1 ? &maps_.key : &maps_.quarter, full, 0, 0, key.row, key.page);
+        }
+    }
+
     MlaFewRowsShared<Types>& shared_;
+    const Maps& maps_;
     const MlaDecodeArguments& arguments_;
     const int32_t* table_;
     const int first_key_, warp_, lane_;
-    const MlaKey first_;  // of the first tile
+    const bool are_neighbours_;  // the warp's keys, in the cache, as they are in shared memory
+    const MlaKey first_;         // of the first tile
 };
+
+/// Where 16 bytes of a key of 16 bits lie, from a key on whose number is a multiple of 8.
+template <typename Types>
+DSO_DEVICE uint32_t place_of(int key, int sixteen) {
+    return swizzled_offset(key * Types::kLines + sixteen / 8, sixteen % 8);
+}
 
 // ----------------------------------------------------------------------------------------------------- scores
 
@@ -206,14 +255,18 @@ class MlaFewRowsScores {
         finish();
     }
 
-    /// To all CTAs of the cluster, by the threads that have them, while values are still multiplied.
+    /// To all CTAs of the cluster, by the warp that has them, while values are still multiplied. By copies that count
+    /// themselves: ordinary stores would need a fence, which waits for them. A launch without clusters has no such
+    /// copy.
     DSO_DEVICE void send_rows() const {
-        if (threadIdx.x >= kMlaFewRows) return;
-        const SoftmaxPart& row = shared_.rows[threadIdx.x];
-        const SoftmaxPart* place = &shared_.sent_rows[ptx::cluster_rank()][threadIdx.x];
+        if (warp_ != 0 || ptx::cluster_size() == 1) return;
+        ptx::fence_proxy_async_shared();
+        __syncwarp();
+        if (!ptx::elect_one()) return;
+        const SoftmaxPart* place = shared_.sent_rows[ptx::cluster_rank()];
         for (uint32_t i = 0; i < ptx::cluster_size(); ++i)
-            ptx::store_to_cluster(ptx::cluster_address(place, i), {row.base, row.sum, row.rounded_sum, 0.f});
-        ptx::fence_cluster();
+            ptx::copy_to_cluster_async(ptx::cluster_address(place, i), shared_.rows, sizeof(shared_.rows),
+                                       ptx::cluster_address(&shared_.all_sent, i));
     }
 
   private:
@@ -229,7 +282,8 @@ class MlaFewRowsScores {
 
     DSO_DEVICE void score(float (&scores)[8], const uint32_t (&q)[kMlaSteps][4],
                           const uint8_t (*keys)[Types::kPitch]) const {
-        const uint8_t* piece = keys[key_of_column(lane_ / 4)] + lane_ % 4 * 16;
+        const int row = key_of_column(lane_ / 4);
+        const uint8_t* piece = keys[row] + lane_ % 4 * 16;
         if constexpr (Types::kHasScales) {
             Parts<1> rotated = {};
             add_half(rotated, q, 32, piece + kFp8RowKey);
@@ -256,7 +310,7 @@ class MlaFewRowsScores {
                 if constexpr (Types::kIsFp8) {
                     add_e4m3(parts, q, 4 * i, piece + i * 64);
                 } else {
-                    add_half(parts, q, 2 * i, piece + i * 64);
+                    add_half(parts, q, 2 * i, keys[0] + place_of<Types>(row, 4 * i + lane_ % 4));
                 }
             }
 #pragma unroll
@@ -522,11 +576,10 @@ class MlaFewRowsValues {
 
     /// 16 keys, from `first` on.
     DSO_DEVICE void add_half(MlaFewRowsSums& sums, const uint32_t (&a)[4], Keys& keys, int first) const {
-        const uint8_t* row = keys[first + lane_ % 16] + warp_ * 2 * kMlaValueColumns + lane_ / 16 * 16;
 #pragma unroll
         for (int i = 0; i < kMlaValueColumns / 8; i += 2) {
             uint32_t b[4];
-            ptx::ldmatrix_x4_trans(b, row + 16 * i);
+            ptx::ldmatrix_x4_trans(b, keys[first] + place_of<Types>(lane_ % 16, 8 * warp_ + i + lane_ / 16));
             ptx::mma_16x8x16<Types::kOperand>(sums[i], a, b[0], b[1]);
             ptx::mma_16x8x16<Types::kOperand>(sums[i + 1], a, b[2], b[3]);
         }
@@ -595,7 +648,8 @@ DSO_DEVICE void store_values(const MlaFewRowsShared<Types>& shared, const MlaDec
 
 template <typename Types>
 __global__ void __launch_bounds__(kMlaFewRowsThreads, 1)
-    sm90_mla_decode_few_rows_kernel(const __grid_constant__ MlaDecodeArguments arguments) {
+    sm90_mla_decode_few_rows_kernel(const __grid_constant__ MlaFewRowsMaps<Types::kFormat> maps,
+                                    const __grid_constant__ MlaDecodeArguments arguments) {
     using Shared = MlaFewRowsShared<Types>;
     static_assert(sizeof(Shared) <= 232448, "more shared memory than a CTA can have");
     auto& shared = ptx::dynamic_shared<Shared>();
@@ -605,8 +659,11 @@ __global__ void __launch_bounds__(kMlaFewRowsThreads, 1)
 
     if (warp == kMlaFewRowsMathWarps) {
         if (threadIdx.x % 32 == 0) {
+            if constexpr (!Types::kIsFp8) ptx::prefetch_tensor_map(&maps.quarter);
             for (uint64_t& full : shared.full) ptx::mbarrier_init(&full, kMlaTile);
+            ptx::mbarrier_init(&shared.all_sent, 1);
             ptx::fence_mbarrier_init();
+            ptx::mbarrier_arrive_expect_tx(&shared.all_sent, cluster_size * sizeof(shared.rows));
         }
         __syncwarp();
         ptx::named_barrier_arrive(0, kMlaFewRowsThreads);  // it need not wait for the others
@@ -620,7 +677,7 @@ __global__ void __launch_bounds__(kMlaFewRowsThreads, 1)
     if (has_no_work(arguments, rows, cluster_size, rank)) return;
     if (warp >= kMlaFewRowsMathWarps) {
         ptx::setmaxnreg_dec<40>();
-        const MlaFewRowsLoader<Types> load(shared, arguments, rows, share_of(rows, cluster_size, rank),
+        const MlaFewRowsLoader<Types> load(shared, maps, arguments, rows, share_of(rows, cluster_size, rank),
                                            warp - kMlaFewRowsMathWarps);
         load.run(MlaDecodeKeys(arguments, rows, cluster_size, rank));
         return;
@@ -644,18 +701,19 @@ __global__ void __launch_bounds__(kMlaFewRowsThreads, 1)
         MlaFewRowsValues<Types>(shared, warp - kMlaScoreWarps).run(sums, keys.num_tiles);
         if (!is_alone(arguments)) ptx::cluster_wait();
     }
-    ptx::named_barrier_sync(2, kMlaFewRowsMathThreads);  // shared.rows are there, and nobody reads keys any more
-    if (warp >= kMlaScoreWarps) {
-        const int values_warp = warp - kMlaScoreWarps;
-        if (is_alone(arguments)) {
-            store_values(shared, arguments, MlaDecodeRows(arguments, kMlaFewRows), sums, values_warp);
-        } else {
-#pragma unroll
-            for (int group = 0; group < 8; ++group)
-                shared.sums.groups[8 * values_warp + group][0][threadIdx.x % 32] = group_of<Types>(sums, group);
-        }
+    const int values_warp = warp - kMlaScoreWarps;
+    if (is_alone(arguments)) {
+        ptx::named_barrier_sync(2, kMlaFewRowsMathThreads);  // shared.rows are there
+        if (values_warp >= 0) store_values(shared, arguments, MlaDecodeRows(arguments, kMlaFewRows), sums, values_warp);
+        return;
     }
-    if (!is_alone(arguments)) MlaDecodeCombination<Types, Shared>(shared, arguments, warp).run();
+    if (values_warp >= 0) {
+        ptx::named_barrier_sync(kMlaKeysAreRead, 32 * kMlaValueWarps);
+#pragma unroll
+        for (int group = 0; group < 8; ++group)
+            shared.sums.groups[8 * values_warp + group][0][threadIdx.x % 32] = group_of<Types>(sums, group);
+    }
+    MlaDecodeCombination<Types, Shared>(shared, arguments, warp).run();
 }
 
 }  // namespace dso

@@ -97,10 +97,10 @@ MlaDecodeArguments arguments_of(const dso_mla_decode& decode, const MlaDecodeSha
             reinterpret_cast<float*>(workspace + scratch.sum_bytes),
             reinterpret_cast<unsigned long long*>(workspace + scratch.sum_bytes + scratch.lse_bytes),
             static_cast<int>(std::min(decode.num_pages, kMostInt)),
-            static_cast<int>(decode.page_size),
             static_cast<int>(shape.max_keys),
             static_cast<int>(decode.b),
             static_cast<int>(decode.s_q),
+            static_cast<int>(decode.page_size),
             static_cast<int>(decode.num_heads),
             static_cast<int>(shape.is_ragged ? shape.max_units(plan.tile_rows) : shape.num_row_tiles(plan.tile_rows)),
             plan.num_parts,
@@ -128,13 +128,35 @@ dso_status launch_many_rows(const dso_mla_decode& decode, const MlaDecodeArgumen
     return launch_kernel(kernel, shape, map_kv, arguments);
 }
 
+/// Lines of 64 channels lie beside each other in shared memory, each under the 128-byte swizzle.
+dso_status encode_keys(const dso_mla_decode& decode, int num_keys, TensorMap* map) {
+    constexpr int kBytes = 2, kLine = 64;
+    return encode_tensor({decode.kv_cache,
+                          4,
+                          {kLine, kMlaKeyDim / kLine, decode.page_size, decode.num_pages},
+                          {0, kLine * kBytes, decode.key_stride * kBytes, decode.page_stride * kBytes},
+                          kBytes,
+                          {kLine, kMlaKeyDim / kLine, num_keys, 1},
+                          true,
+                          256},
+                         map);
+}
+
 template <typename Types>
-dso_status launch_few_rows(const MlaDecodeArguments& arguments, LaunchShape shape, int device) {
+dso_status launch_few_rows(const dso_mla_decode& decode, const MlaDecodeArguments& arguments, LaunchShape shape,
+                           int device) {
+    MlaFewRowsMaps<Types::kFormat> maps{};
+    if constexpr (!Types::kIsFp8) {
+        if (decode.num_pages > 0) {
+            DSO_TRY(encode_keys(decode, kMlaQuarter, &maps.quarter));
+            DSO_TRY(encode_keys(decode, 1, &maps.key));
+        }
+    }
     constexpr auto kernel = sm90_mla_decode_few_rows_kernel<Types>;
     shape.threads = dim3(kMlaFewRowsThreads);
     shape.shared_bytes = sizeof(MlaFewRowsShared<Types>);
     DSO_TRY(allow_shared_memory<kernel>(device, shape.shared_bytes));
-    return launch_kernel(kernel, shape, arguments);
+    return launch_kernel(kernel, shape, maps, arguments);
 }
 
 template <ptx::HalfType query, LatentFormat format>
@@ -152,7 +174,7 @@ dso_status launch(const dso_mla_decode& decode, const dso_mla_decode_plan& plan,
                                    plan.cluster_size,
                                    true};
     if (plan.tile_rows == kMlaFewRowsTile)
-        return launch_few_rows<MlaFewRowsTypes<query, format>>(arguments, launch_shape, device);
+        return launch_few_rows<MlaFewRowsTypes<query, format>>(decode, arguments, launch_shape, device);
     return launch_many_rows<MlaDecodeTypes<query, format>>(decode, arguments, launch_shape, device);
 }
 

@@ -37,30 +37,30 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
 
 }  // namespace
 
-dso_status encode_tensor_map(const TmaMatrices& x, TensorMap* map) {
+dso_status encode_tensor(const TmaTensor& x, TensorMap* map) {
     static const auto encode = find_encoder();
     if (!encode) return fail(DSO_CUDA_ERROR, "this driver has no cuTensorMapEncodeTiled");
 
-    // With one row, or one matrix, the stride is never used, and torch leaves any number there.
-    const int64_t row_bytes = x.columns * x.element_bytes;
-    const int64_t stride_bytes = x.rows == 1 ? (row_bytes + 15) / 16 * 16 : x.stride * x.element_bytes;
-    const int64_t matrix_bytes = x.matrices == 1 ? stride_bytes : x.stride_matrix * x.element_bytes;
-    if (x.matrices > kMaxExtent || x.rows > kMaxExtent || x.columns > kMaxExtent || stride_bytes > kMaxStrideBytes ||
-        matrix_bytes > kMaxStrideBytes)
-        return fail(DSO_INVALID, "%lld matrices of %lld x %lld are more than TMA can address",
-                    static_cast<long long>(x.matrices), static_cast<long long>(x.rows),
-                    static_cast<long long>(x.columns));
-
-    const cuuint64_t extents[3] = {static_cast<cuuint64_t>(x.columns), static_cast<cuuint64_t>(x.rows),
-                                   static_cast<cuuint64_t>(x.matrices)};
-    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(stride_bytes), static_cast<cuuint64_t>(matrix_bytes)};
-    const cuuint32_t box[3] = {static_cast<cuuint32_t>(x.box_columns), static_cast<cuuint32_t>(x.box_rows), 1};
-    const cuuint32_t element_strides[3] = {1, 1, 1};
+    cuuint64_t extents[4], strides[3];
+    cuuint32_t box[4], element_strides[4];
+    int64_t stride = (x.extents[0] * x.element_bytes + 15) / 16 * 16;
+    for (int i = 0; i < x.rank; ++i) {
+        // That of a dimension of one is never used, and torch leaves any number there.
+        if (i > 0 && x.extents[i] > 1) stride = x.stride_bytes[i];
+        if (x.extents[i] > kMaxExtent || (i > 0 && stride > kMaxStrideBytes))
+            return fail(DSO_INVALID, "a dimension of %lld, %lld bytes apart, is more than TMA can address",
+                        static_cast<long long>(x.extents[i]), static_cast<long long>(stride));
+        if (i > 0) strides[i - 1] = static_cast<cuuint64_t>(stride);
+        extents[i] = static_cast<cuuint64_t>(x.extents[i]);
+        box[i] = static_cast<cuuint32_t>(x.box[i]);
+        element_strides[i] = 1;
+    }
     const auto swizzle = x.is_swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
+    const auto promotion = x.l2_bytes == 256 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
     CUtensorMap encoded;
     const auto encode_map = [&] {
-        return encode(&encoded, data_type(x.element_bytes), 3, const_cast<void*>(x.base), extents, strides, box,
-                      element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        return encode(&encoded, data_type(x.element_bytes), static_cast<cuuint32_t>(x.rank), const_cast<void*>(x.base),
+                      extents, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     };
     CUresult error = encode_map();
@@ -76,6 +76,19 @@ dso_status encode_tensor_map(const TmaMatrices& x, TensorMap* map) {
         return fail(DSO_CUDA_ERROR, "cuTensorMapEncodeTiled: CUresult %d", static_cast<int>(error));
     memcpy(map, &encoded, sizeof(encoded));
     return DSO_OK;
+}
+
+dso_status encode_tensor_map(const TmaMatrices& x, TensorMap* map) {
+    const int64_t row_bytes = x.stride * x.element_bytes, matrix_bytes = x.stride_matrix * x.element_bytes;
+    return encode_tensor({x.base,
+                          3,
+                          {x.columns, x.rows, x.matrices, 1},
+                          {0, row_bytes, matrix_bytes, 0},
+                          x.element_bytes,
+                          {x.box_columns, x.box_rows, 1, 1},
+                          x.is_swizzled,
+                          128},
+                         map);
 }
 
 }  // namespace dso

@@ -45,10 +45,6 @@ DSO_DEVICE void fence_release_shared_to_cluster() {
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;" ::: "memory");
 }
 
-/// `fence.acq_rel.cluster`: what this thread wrote, wherever in the cluster, is seen by those that it lets go by
-/// arriving afterwards.
-DSO_DEVICE void fence_cluster() { asm volatile("fence.acq_rel.cluster;" ::: "memory"); }
-
 /// `barrier.cluster.wait`: until every thread of the cluster that still runs has arrived.
 DSO_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -69,15 +65,9 @@ DSO_DEVICE float4 load_from_cluster(uint32_t address) {
     return x;
 }
 
-/// `st.shared::cluster`: 16 bytes to an address from `cluster_address`.
-DSO_DEVICE void store_to_cluster(uint32_t address, float4 x) {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y), "f"(x.z),
-                 "f"(x.w)
-                 : "memory");
-}
-
 /// `cp.async.bulk`: `num_bytes`, a multiple of 16, from this CTA's shared memory to an address from `cluster_address`.
-/// They are counted by `barrier`, which is in the same CTA's shared memory, when they are there.
+/// They are counted by `barrier`, which is in the same CTA's shared memory, when they are there. An illegal instruction
+/// where the launch named no cluster, even to the CTA itself.
 DSO_DEVICE void copy_to_cluster_async(uint32_t destination, const void* source, uint32_t num_bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      destination),

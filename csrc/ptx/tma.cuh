@@ -22,6 +22,17 @@ DSO_DEVICE void tma_load_3d(void* destination, const TensorMap* map, uint64_t* b
         : "memory");
 }
 
+/// The same of a tensor of four dimensions; coordinates are those of the innermost first.
+DSO_DEVICE void tma_load_4d(void* destination, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2,
+                            int x3) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+        "%6}], "
+        "[%2];" ::"r"(smem_addr(destination)),
+        "l"(map), "r"(smem_addr(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+        : "memory");
+}
+
 /// `cp.async.bulk`, global to shared: `num_bytes`, a multiple of 16, between addresses that are multiples of 16.
 DSO_DEVICE void copy_from_global_async(void* destination, const void* source, uint32_t num_bytes, uint64_t* barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

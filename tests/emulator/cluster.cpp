@@ -59,16 +59,10 @@ float4 load_from_cluster(uint32_t address) {
     return x;
 }
 
-void store_to_cluster(uint32_t address, float4 x) {
-    maybe_pause();
-    const char* const name = "st.shared::cluster";
-    if (address % sizeof(x) != 0) fail("%s: 0x%x is not aligned to %zu bytes", name, address, sizeof(x));
-    memcpy(place_of(address, sizeof(x), name).bytes, &x, sizeof(x));
-}
-
 void copy_to_cluster_async(uint32_t destination, const void* source, uint32_t num_bytes, uint32_t barrier) {
     maybe_pause();
     const char* const name = "cp.async.bulk";
+    if (cluster_size() == 1) fail("%s between CTAs, but the launch named no cluster", name);
     const uint32_t from = address_of(source);
     if (destination % 16 != 0 || from % 16 != 0 || num_bytes % 16 != 0)
         fail("%s: %u bytes from 0x%x to 0x%x, not all multiples of 16", name, num_bytes, from, destination);

@@ -10,9 +10,10 @@ namespace emulator {
 struct TiledTensor {
     uint64_t mark;
     uint8_t* base;
-    uint64_t extents[3];  // elements; the innermost first
-    uint64_t strides[3];  // bytes
-    uint32_t box[3];      // elements
+    uint32_t rank;
+    uint64_t extents[4];  // elements; the innermost first
+    uint64_t strides[4];  // bytes
+    uint32_t box[4];      // elements
     uint32_t element_bytes;
     bool is_swizzled;  // by the 128-byte swizzle
 
@@ -20,7 +21,7 @@ struct TiledTensor {
 };
 static_assert(sizeof(TiledTensor) <= sizeof(CUtensorMap), "it must fit where the hardware's does");
 
-/// Has the signature of cuTensorMapEncodeTiled. Knows three dimensions, whole elements, and no interleaving.
+/// Has the signature of cuTensorMapEncodeTiled. Knows three and four dimensions, whole elements, and no interleaving.
 CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,
                       const cuuint64_t* extents, const cuuint64_t* strides, const cuuint32_t* box,
                       const cuuint32_t* element_strides, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,

@@ -1,6 +1,8 @@
 #include "ptx/tma.cuh"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "mbarrier.h"
 #include "tensor_map.h"
@@ -32,28 +34,30 @@ TiledTensor decode(const dso::TensorMap* map, const char* instruction) {
 }
 
 uint32_t box_bytes(const TiledTensor& tensor) {
-    return tensor.box[0] * tensor.box[1] * tensor.box[2] * tensor.element_bytes;
+    return tensor.box[0] * tensor.box[1] * tensor.box[2] * tensor.box[3] * tensor.element_bytes;
 }
 
 /// A tensor's box at some coordinates, and where it lies in shared memory.
 struct Box {
     TiledTensor tensor;
-    int64_t at[3];
+    int64_t at[4];
     Place place;
 
     /// Calls `move(shared, global)` for each element; `global` is null where the tensor has none.
     template <typename Move>
     void for_each_element(const Move& move) const {
         uint32_t linear = 0;
-        for (uint32_t z = 0; z < tensor.box[2]; ++z) {
-            for (uint32_t y = 0; y < tensor.box[1]; ++y) {
-                uint8_t* row = exists(2, z) && exists(1, y)
-                                   ? tensor.base + (at[2] + z) * tensor.strides[2] + (at[1] + y) * tensor.strides[1]
-                                   : nullptr;
-                for (uint32_t x = 0; x < tensor.box[0]; ++x, linear += tensor.element_bytes) {
-                    uint8_t* global = row && exists(0, x) ? row + (at[0] + x) * tensor.strides[0] : nullptr;
-                    move(place.bytes + shared_offset(linear), global);
-                }
+        for (uint32_t i = 0; i < tensor.box[1] * tensor.box[2] * tensor.box[3]; ++i) {
+            const uint32_t of_row[4] = {0, i % tensor.box[1], i / tensor.box[1] % tensor.box[2],
+                                        i / tensor.box[1] / tensor.box[2]};
+            uint8_t* row = tensor.base;
+            for (int dimension = 1; dimension < 4 && row; ++dimension) {
+                const uint32_t at_box = of_row[dimension];
+                row = exists(dimension, at_box) ? row + (at[dimension] + at_box) * tensor.strides[dimension] : nullptr;
+            }
+            for (uint32_t x = 0; x < tensor.box[0]; ++x, linear += tensor.element_bytes) {
+                uint8_t* global = row && exists(0, x) ? row + (at[0] + x) * tensor.strides[0] : nullptr;
+                move(place.bytes + shared_offset(linear), global);
             }
         }
     }
@@ -72,8 +76,13 @@ struct Box {
     }
 };
 
-Box box_of(const dso::TensorMap* map, const void* shared, int column, int row, int matrix, const char* name) {
-    Box box{decode(map, name), {column, row, matrix}, {}};
+using Coordinates = std::vector<int>;  // the innermost first
+
+Box box_of(const dso::TensorMap* map, const void* shared, const Coordinates& at, const char* name) {
+    Box box{decode(map, name), {}, {}};
+    if (box.tensor.rank != at.size()) fail("%s: %zu coordinates of %u", name, at.size(), box.tensor.rank);
+    std::copy(at.begin(), at.end(), box.at);
+    const int column = at[0];
     const uint32_t address = address_of(shared);
     if (address % 128 != 0) fail("%s: 0x%x is not aligned to 128 bytes", name, address);
     if (column * static_cast<int64_t>(box.tensor.element_bytes) % 16 != 0)
@@ -93,8 +102,11 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t ran
     tensor.base = static_cast<uint8_t*>(base);
     tensor.element_bytes = bytes_of(type);
     tensor.is_swizzled = swizzle == CU_TENSOR_MAP_SWIZZLE_128B;
-    bool is_possible = tensor.element_bytes != 0 && rank == 3 && reinterpret_cast<uintptr_t>(base) % 16 == 0 &&
-                       interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE &&
+    tensor.rank = rank;
+    for (int i = 0; i < 4; ++i) tensor.extents[i] = tensor.box[i] = 1;
+    bool is_possible = tensor.element_bytes != 0 && (rank == 3 || rank == 4) &&
+                       reinterpret_cast<uintptr_t>(base) % 16 == 0 && interleave == CU_TENSOR_MAP_INTERLEAVE_NONE &&
+                       fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE &&
                        (tensor.is_swizzled || swizzle == CU_TENSOR_MAP_SWIZZLE_NONE);
     for (cuuint32_t i = 0; is_possible && i < rank; ++i) {
         tensor.extents[i] = extents[i];
@@ -117,10 +129,12 @@ namespace dso::ptx {
 
 using namespace emulator;
 
-void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row, int matrix) {
+namespace {
+
+void load(void* destination, const TensorMap* map, uint64_t* barrier, const Coordinates& at_tensor) {
     maybe_pause();
     const char* const name = "a TMA load";
-    const Box box = box_of(map, destination, column, row, matrix, name);
+    const Box box = box_of(map, destination, at_tensor, name);
     const Place at = asynchronous_mbarrier(address_of(barrier), name);
     memset(box.place.bytes, kPoison, box_bytes(box.tensor));
     start(name, box.place.cta, [=] {
@@ -134,6 +148,16 @@ void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int
         });
         complete_bytes(at, box_bytes(box.tensor), name);
     });
+}
+
+}  // namespace
+
+void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row, int matrix) {
+    load(destination, map, barrier, {column, row, matrix});
+}
+
+void tma_load_4d(void* destination, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3) {
+    load(destination, map, barrier, {x0, x1, x2, x3});
 }
 
 void copy_from_global_async(void* destination, const void* source, uint32_t num_bytes, uint64_t* barrier) {
@@ -159,7 +183,7 @@ void prefetch_to_l2(const void* source, uint32_t num_bytes) {
 void tma_store_3d(const TensorMap* map, const void* source, int column, int row, int matrix) {
     maybe_pause();
     const char* const name = "a TMA store";
-    const Box box = box_of(map, source, column, row, matrix, name);
+    const Box box = box_of(map, source, {column, row, matrix}, name);
     current->stores.add(start(name, box.place.cta, [=] {
         const size_t size = box.tensor.element_bytes;
         box.for_each_element([size](const uint8_t* shared, uint8_t* global) {

@@ -20,6 +20,7 @@ PROGRAMS = {
     "mla_decode_plan": (["mla_decode_plan.cpp"], 6_000),
     "pipeline": ([], 5_000),
     "stream_k": ([], 10_000),
+    "divisor": ([], 1_000_000),
 }
 """Program -> the sources of csrc/launch that it links, and how many cases it must come to."""
 

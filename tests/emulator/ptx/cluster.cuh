@@ -11,11 +11,9 @@ uint32_t cluster_rank();
 void cluster_arrive();
 // Writes are seen at once here: that this fence is missing does not show.
 inline void fence_release_shared_to_cluster() {}
-inline void fence_cluster() {}
 void cluster_wait();
 uint32_t cluster_address(const void* pointer, uint32_t rank);
 float4 load_from_cluster(uint32_t address);
-void store_to_cluster(uint32_t address, float4 x);
 void copy_to_cluster_async(uint32_t destination, const void* source, uint32_t num_bytes, uint32_t barrier);
 
 }  // namespace dso::ptx

@@ -5,6 +5,7 @@
 namespace dso::ptx {
 
 void tma_load_3d(void* destination, const TensorMap* map, uint64_t* barrier, int column, int row, int matrix);
+void tma_load_4d(void* destination, const TensorMap* map, uint64_t* barrier, int x0, int x1, int x2, int x3);
 void copy_from_global_async(void* destination, const void* source, uint32_t num_bytes, uint64_t* barrier);
 void tma_store_3d(const TensorMap* map, const void* source, int column, int row, int matrix);
 void tma_store_commit();
