@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kPerBlockThreads)
     const int columns_left = static_cast<int>(k - column);
     const int64_t num_blocks = (n + kQuantizeBlock - 1) / kQuantizeBlock;
 
+    // The next kernel is not let go: it may be a GEMM with b_is_constant, which reads these weights without waiting.
     ptx::grid_dependency_wait();
-    ptx::grid_launch_dependents();
     for (int64_t group = blockIdx.z; group < arguments.num_groups; group += gridDim.z) {
         for (int64_t block = blockIdx.y; block < num_blocks; block += gridDim.y) {
             const int64_t row = block * kQuantizeBlock + row_in_block;
