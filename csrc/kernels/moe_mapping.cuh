@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(32 * kMappingWarps, 1)
     }
     for (int expert = lane; expert < num_experts; expert += 32) counts[expert] = 0;
     __syncwarp();
-    ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t first = (int64_t{rank} * num_warps + warp) * arguments.pairs_of_run;
     const int64_t end = min(first + arguments.pairs_of_run, arguments.num_pairs);
     for_pairs_of_run(arguments, first, end, [&](int64_t, int expert) {

@@ -21,8 +21,8 @@ inline constexpr int kPermuteElements = 4;  // of a thread
 template <typename Element>
 __global__ void __launch_bounds__(kPermuteThreads)
     moe_permute_kernel(const __grid_constant__ MoePermuteArguments arguments) {
-    ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
     if (row >= arguments.num_rows) return;
     const int32_t token = arguments.token_idx[row];

@@ -27,8 +27,8 @@ inline constexpr int kUnpermuteRows = static_cast<int>(128 / sizeof(Chunk<T>));
 template <typename T, bool kVectorized>
 __global__ void __launch_bounds__(kUnpermuteThreads, 1)
     moe_unpermute_kernel(const __grid_constant__ MoeUnpermuteArguments arguments) {
-    ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t token = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
     if (token >= arguments.t) return;
     const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kChunk;

@@ -31,8 +31,8 @@ DSO_DEVICE float silu(float gate) { return gate * (0.25f * ptx::reciprocal(__fma
 template <typename T, bool kCast, int kRows, bool kVectorized>
 __global__ void __launch_bounds__(kPatchThreads, kSiluMulCtasPerSm)
     silu_mul_kernel(const __grid_constant__ SiluMulArguments arguments) {
-    ptx::grid_launch_dependents();
     ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t m = arguments.m, d = arguments.d;
     const uint32_t column = patch_column();
     const int columns_left = static_cast<int>(d - column);
