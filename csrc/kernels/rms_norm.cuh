@@ -1,5 +1,4 @@
-// RMSNorm:   y = T(x * rsqrt(mean(x^2) + eps) * weight);   with x = T(x + residual) before, or q, sf = y quantized
-// after
+// RMSNorm:   y = T(x * rsqrt(mean(x^2) + eps) * weight);   x = T(x + residual) before, or q, sf = y quantized after
 //
 //   x, residual       [groups, m, d]            bf16, f16 or f32, rows contiguous    16-byte loads where aligned
 //   weight            [d]                       the type of x, or f32
@@ -10,12 +9,11 @@
 // Work      blockDim.x threads a row, blockDim.y rows a CTA. A thread has kChunks chunks of eight elements, two of them
 //           in one block of 128 (one, if it has no more), as in device/patch.cuh. They stay in registers from the sum
 //           to the output: x is read once, unless the row is longer than the CTA's registers (then again, from the
-//           cache).
+//           cache). Of many long rows a CTA takes several in turn, and loads the next before it sums the one it has.
 // Numerics  float32, one rounding to T at the end; the mean is the sum times 1 / d rounded. The order of the sum
-// depends
-//           on d alone (rms_norm_shape): by element within a thread, then over the lanes of a warp, then over warps. So
-//           neither other rows, nor strides, nor what is fused with it change a row's bits; and the fused ops give the
-//           bits of the separate ones.
+//           depends on d alone (rms_norm_shape): by element within a thread, then over the lanes of a warp, then over
+//           warps. So neither other rows, nor strides, nor what is fused with it change a row's bits; and the fused ops
+//           give the bits of the separate ones.
 // Limits    any m, d >= 0, d < 2^30; rows that are not aligned are taken one element at a time.
 // Source    Zhang and Sennrich, arXiv:1910.07467, equation 4.   Launched by launch/rms_norm.cu
 #pragma once
@@ -33,12 +31,13 @@ inline constexpr int kNormMaxWarps = kNormMaxThreads / 32;
 inline constexpr int kNormMaxChunks = 4;  // of a thread
 
 struct NormSums {
-    float of_warp[kNormMaxWarps][kNormMaxWarps];  // [row of the CTA][warp of the row]
+    float of_warp[2][kNormMaxWarps][kNormMaxWarps];  // [buffer][row of the CTA][warp of the row]
 };
 
-/// The sum of a value over the threads of a row, to all of them, in one order.
-DSO_DEVICE float sum_over_row(float x) {
-    auto& of_warp = ptx::static_shared<NormSums>().of_warp;
+/// The sum of a value over the threads of a row, to all of them, in one order. Rows that a CTA takes in turn take turns
+/// in two buffers, too: who writes to one has waited, for the row before, until it was read.
+DSO_DEVICE float sum_over_row(float x, int buffer) {
+    auto& of_warp = ptx::static_shared<NormSums>().of_warp[buffer];
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFF, x, offset);
     if (blockDim.x == 32) return x;
@@ -51,6 +50,88 @@ DSO_DEVICE float sum_over_row(float x) {
     return x;
 }
 
+/// The columns of a thread's chunks, in a panel: what the threads of a row hold at once, from column `panel` on.
+template <int kChunks>
+struct NormColumns {
+    static constexpr int kParts = kChunks == 1 ? 1 : 2;  // chunks of a thread in a block of 128
+    static constexpr int kLanes = kQuantizeBlock / kChunk / kParts;
+    static constexpr int kBlocks = kChunks / kParts;  // of which a thread has chunks
+
+    int first;
+
+    DSO_DEVICE explicit NormColumns(int panel)
+        : first(panel + threadIdx.x / kLanes * kQuantizeBlock + threadIdx.x % kLanes * kChunk) {}
+    DSO_DEVICE int operator()(int i) const {
+        return first + i / kParts * static_cast<int>(blockDim.x) * (kChunk * kParts) + i % kParts * (kLanes * kChunk);
+    }
+};
+
+/// A thread's chunks of the row at `source`, which ends at column `end`.
+template <bool kVectorized, typename T, int kChunks>
+DSO_DEVICE void load_columns(Chunk<T> (&chunks)[kChunks], const T* source, const NormColumns<kChunks>& columns,
+                             int end) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) chunks[i] = load_chunk<kVectorized>(source + columns(i), end - columns(i));
+}
+
+/// `sum` and the squares of a thread's elements.
+template <typename T, int kChunks>
+DSO_DEVICE float add_squares(float sum, const Chunk<T> (&x)[kChunks]) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+        float values[kChunk];
+        to_floats(x[i], values);
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) sum = __fmaf_rn(values[j], values[j], sum);
+    }
+    return sum;
+}
+
+/// What a row is multiplied by, from a thread's squares.
+DSO_DEVICE float norm_scale(const RmsNormArguments& arguments, float sum, int buffer) {
+    return rsqrtf(__fmaf_rn(sum_over_row(sum, buffer), arguments.inverse_d, arguments.eps));
+}
+
+/// Stores x * scale * weights, quantized or as it is.
+template <bool kCast, bool kVectorized, typename T, typename Weight, int kChunks>
+DSO_DEVICE void store_normed(const RmsNormArguments& arguments, int64_t group, int64_t row,
+                             const NormColumns<kChunks>& columns, int end, const Chunk<T> (&x)[kChunks], float scale,
+                             const Chunk<Weight> (&weights)[kChunks]) {
+    constexpr int kParts = NormColumns<kChunks>::kParts, kLanes = NormColumns<kChunks>::kLanes;
+    constexpr int kBlocks = NormColumns<kChunks>::kBlocks;
+    const int64_t out = (group * arguments.m + row) * static_cast<int>(arguments.d);
+    Chunk<T> y[kBlocks][kParts];
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+        float values[kChunk], factors[kChunk];
+        to_floats(x[i], values);
+        to_floats(weights[i], factors);
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) values[j] = values[j] * scale * factors[j];
+        y[i / kParts][i % kParts] = round_to<T>(values);
+    }
+    if constexpr (kCast) {
+        const CastOutput& output = arguments.output;
+        const auto scales = scale_blocks<kLanes, kBlocks>(y, output.amax_floor, output.use_ue8m0);
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i)
+            store_e4m3<kVectorized>(output.q + out + columns(i),
+                                    cast_chunk(y[i / kParts][i % kParts], scales.inverse[i / kParts]),
+                                    end - columns(i));
+        const int own = threadIdx.x % kLanes, column = columns(own * kParts) - own * kChunk;
+        if (own < kBlocks && column < end) {
+            output.sf[group * output.sf_stride_group + row * output.sf_stride_m +
+                      column / kQuantizeBlock * output.sf_stride_k] = scales.sf;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < kChunks; ++i)
+            store_chunk<kVectorized>(static_cast<T*>(arguments.y) + out + columns(i), y[i / kParts][i % kParts],
+                                     end - columns(i));
+    }
+}
+
+/// kOnePanel says that a panel is the whole row.
 template <typename T, typename Weight, bool kAdd, bool kCast, int kChunks, bool kOnePanel, bool kVectorized>
 __global__ void __launch_bounds__(kNormMaxThreads, 1)
     rms_norm_kernel(const __grid_constant__ RmsNormArguments arguments) {
@@ -60,41 +141,26 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
     const int d = static_cast<int>(arguments.d);
     const uint32_t group = arguments.num_groups == 1 ? 0 : blockIdx.x / arguments.ctas_per_group;
     const int64_t row = int64_t{blockIdx.x - group * arguments.ctas_per_group} * blockDim.y + threadIdx.y;
-    const int64_t out_row = group * m + row;
     const T* x_row = static_cast<const T*>(arguments.x) + group * arguments.x_stride_group + row * arguments.x_stride_m;
     const T* residual_row = static_cast<const T*>(arguments.residual) + group * arguments.residual_stride_group +
                             row * arguments.residual_stride_m;
-    T* sum_row = static_cast<T*>(arguments.residual_out) + out_row * d;
+    T* sum_row = static_cast<T*>(arguments.residual_out) + (group * m + row) * d;
     const auto* weight = static_cast<const Weight*>(arguments.weight);
 
-    // A panel is what the threads hold at once; kOnePanel says that it is the whole row.
-    const int panels_end = kOnePanel ? 1 : d;
     constexpr bool kWeightsEarly = kOnePanel && kVectorized;  // they wait in registers while the row is summed
-    const int panel_step = static_cast<int>(blockDim.x) * (kChunk * kChunks);
-    constexpr int kParts = kChunks == 1 ? 1 : 2;  // chunks of a thread in a block of 128
-    constexpr int kLanes = kQuantizeBlock / kChunk / kParts;
-    const int first = threadIdx.x / kLanes * kQuantizeBlock + threadIdx.x % kLanes * kChunk;
-    const auto column_of = [&](int panel, int i) {
-        return panel + first + i / kParts * static_cast<int>(blockDim.x) * (kChunk * kParts) +
-               i % kParts * (kLanes * kChunk);
-    };
+    const int panels_end = kOnePanel ? 1 : d;
+    const int panel_step = kOnePanel ? 1 : static_cast<int>(blockDim.x) * (kChunk * kChunks);
     const int end = row < m ? d : 0;  // what is beyond the last row takes part in barriers only
     Chunk<T> x[kChunks];
     Chunk<Weight> weights[kChunks];
-    const auto load = [&](auto& chunks, const auto* source, int panel) {
-#pragma unroll
-        for (int i = 0; i < kChunks; ++i) {
-            const int column = column_of(panel, i);
-            chunks[i] = load_chunk<kVectorized>(source + column, end - column);
-        }
-    };
 
     float sum = 0.f;
-    for (int panel = 0; panel < panels_end; panel += kOnePanel ? 1 : panel_step) {
+    for (int panel = 0; panel < panels_end; panel += panel_step) {
+        const NormColumns<kChunks> columns(panel);
         Chunk<T> residual[kChunks];
-        load(x, x_row, panel);
-        if constexpr (kAdd) load(residual, residual_row, panel);
-        if constexpr (kWeightsEarly) load(weights, weight, panel);
+        load_columns<kVectorized>(x, x_row, columns, end);
+        if constexpr (kAdd) load_columns<kVectorized>(residual, residual_row, columns, end);
+        if constexpr (kWeightsEarly) load_columns<kVectorized>(weights, weight, columns, end);
         if constexpr (kAdd) {
 #pragma unroll
             for (int i = 0; i < kChunks; ++i) {
@@ -104,57 +170,56 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
 #pragma unroll
                 for (int j = 0; j < kChunk; ++j) values[j] += others[j];
                 x[i] = round_to<T>(values);
-                const int column = column_of(panel, i);
-                store_chunk<kVectorized>(sum_row + column, x[i], end - column);
+                store_chunk<kVectorized>(sum_row + columns(i), x[i], end - columns(i));
             }
         }
-#pragma unroll
-        for (int i = 0; i < kChunks; ++i) {
-            float values[kChunk];
-            to_floats(x[i], values);
-#pragma unroll
-            for (int j = 0; j < kChunk; ++j) sum = __fmaf_rn(values[j], values[j], sum);
-        }
+        sum = add_squares(sum, x);
     }
-    const float scale = rsqrtf(__fmaf_rn(sum_over_row(sum), arguments.inverse_d, arguments.eps));
+    const float scale = norm_scale(arguments, sum, 0);
 
-    for (int panel = 0; panel < panels_end; panel += kOnePanel ? 1 : panel_step) {
-        if (!kOnePanel && panel_step < d) load(x, kAdd ? sum_row : x_row, panel);
-        if constexpr (!kWeightsEarly) load(weights, weight, panel);
-        Chunk<T> y[kChunks / kParts][kParts];
+    for (int panel = 0; panel < panels_end; panel += panel_step) {
+        const NormColumns<kChunks> columns(panel);
+        if (!kOnePanel && panel_step < d) load_columns<kVectorized>(x, kAdd ? sum_row : x_row, columns, end);
+        if constexpr (!kWeightsEarly) load_columns<kVectorized>(weights, weight, columns, end);
+        store_normed<kCast, kVectorized>(arguments, group, row, columns, end, x, scale, weights);
+    }
+}
+
+/// Warps of an SM that go from row to row: with 80 registers a thread, for two rows.
+inline constexpr int kNormAheadWarps = 24;
+
+/// The same for many long rows of 16-bit elements without an addition, in one group. A row is a chain from its load to
+/// its store, of which only the first link keeps memory busy: so a CTA loads its next row before it sums this one. The
+/// weights wait in shared memory, each thread's own.
+template <typename T, bool kCast>
+__global__ void __launch_bounds__(32 * kNormAheadWarps, 1)
+    rms_norm_ahead_kernel(const __grid_constant__ RmsNormArguments arguments) {
+    const uint32_t m = static_cast<uint32_t>(arguments.m);
+    const int d = static_cast<int>(arguments.d);
+    const NormColumns<kNormMaxChunks> columns(0);
+    Chunk<T> next[kNormMaxChunks], weights[kNormMaxChunks];
+    Chunk<T>* own_weights = &ptx::dynamic_shared<Chunk<T>>() + threadIdx.x;  // blockDim.x apart
+    const auto load_next = [&](uint32_t row) {
+        const T* source = static_cast<const T*>(arguments.x) + row * arguments.x_stride_m;
+        load_columns<true>(next, source, columns, row < m ? d : 0);
+    };
+
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
+    load_next(blockIdx.x);
+    load_columns<true>(weights, static_cast<const T*>(arguments.weight), columns, d);
 #pragma unroll
-        for (int i = 0; i < kChunks; ++i) {
-            float values[kChunk], factors[kChunk];
-            to_floats(x[i], values);
-            to_floats(weights[i], factors);
+    for (int i = 0; i < kNormMaxChunks; ++i) own_weights[i * blockDim.x] = weights[i];
+    int buffer = 0;
+    for (uint32_t row = blockIdx.x; row < m; row += gridDim.x, buffer ^= 1) {
+        Chunk<T> x[kNormMaxChunks];
 #pragma unroll
-            for (int j = 0; j < kChunk; ++j) values[j] = values[j] * scale * factors[j];
-            y[i / kParts][i % kParts] = round_to<T>(values);
-        }
-        if constexpr (kCast) {
-            constexpr int kBlocks = kChunks / kParts;
-            const CastOutput& output = arguments.output;
-            const auto scales = scale_blocks<kLanes, kBlocks>(y, output.amax_floor, output.use_ue8m0);
+        for (int i = 0; i < kNormMaxChunks; ++i) x[i] = next[i];
+        load_next(row + gridDim.x);
+        const float scale = norm_scale(arguments, add_squares(0.f, x), buffer);
 #pragma unroll
-            for (int i = 0; i < kChunks; ++i) {
-                const int column = column_of(panel, i);
-                store_e4m3<kVectorized>(output.q + out_row * d + column,
-                                        cast_chunk(y[i / kParts][i % kParts], scales.inverse[i / kParts]),
-                                        end - column);
-            }
-            const int own = threadIdx.x % kLanes, column = column_of(panel, own * kParts) - own * kChunk;
-            if (own < kBlocks && column < end) {
-                output.sf[group * output.sf_stride_group + row * output.sf_stride_m +
-                          column / kQuantizeBlock * output.sf_stride_k] = scales.sf;
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < kChunks; ++i) {
-                const int column = column_of(panel, i);
-                store_chunk<kVectorized>(static_cast<T*>(arguments.y) + out_row * d + column, y[i / kParts][i % kParts],
-                                         end - column);
-            }
-        }
+        for (int i = 0; i < kNormMaxChunks; ++i) weights[i] = own_weights[i * blockDim.x];
+        store_normed<kCast, true>(arguments, 0, row, columns, d, x, scale, weights);
     }
 }
 

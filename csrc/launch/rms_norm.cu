@@ -45,6 +45,21 @@ NormKernel select_kernel(const dso_norm& norm, const RmsNormShape& shape, bool v
                 : select_kernel<__nv_bfloat16, __nv_bfloat16>(norm, shape, vectorized);
 }
 
+template <typename T>
+NormKernel select_ahead_kernel(bool casts) {
+    return casts ? rms_norm_ahead_kernel<T, true> : rms_norm_ahead_kernel<T, false>;
+}
+
+NormKernel select_ahead_kernel(const dso_norm& norm) {
+    return norm.x_dtype == DSO_F16 ? select_ahead_kernel<__half>(norm.q) : select_ahead_kernel<__nv_bfloat16>(norm.q);
+}
+
+/// Whether CTAs may go from row to row: the next row's registers are there, and it pays to hold them.
+bool can_go_ahead(const dso_norm& norm, const RmsNormShape& shape) {
+    return !norm.residual && norm.x_dtype != DSO_F32 && norm.weight_dtype == norm.x_dtype && shape.is_one_panel &&
+           shape.num_chunks == kNormMaxChunks;
+}
+
 bool is_aligned(const void* pointer, int num_bytes) { return reinterpret_cast<uintptr_t>(pointer) % num_bytes == 0; }
 
 bool all_rows_are_aligned(const dso_norm& norm) {
@@ -95,12 +110,22 @@ extern "C" dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream) {
         arguments.num_groups = 1;
     }
     const RmsNormShape shape = rms_norm_shape(norm->d);
+    const bool vectorized = all_rows_are_aligned(*norm);
+    // As many CTAs as the SMs hold, unless that leaves them less than two rows each.
+    const int64_t ahead_ctas = int64_t{num_sms} * (32 * kNormAheadWarps / shape.num_threads);
+    if (vectorized && can_go_ahead(*norm, shape) && arguments.num_groups == 1 && arguments.m >= 2 * ahead_ctas &&
+        arguments.m < int64_t{1} << 31) {
+        const dim3 grid(static_cast<unsigned>(ahead_ctas));
+        const int shared_bytes = shape.num_threads * kNormMaxChunks * static_cast<int>(sizeof(uint4));
+        return launch_kernel(select_ahead_kernel(*norm), {grid, dim3(shape.num_threads), shared_bytes, stream, 1, true},
+                             arguments);
+    }
     const int rows = rows_of_a_cta(shape.num_threads, arguments.num_groups * arguments.m, num_sms);
     const int64_t ctas_per_group = ceil_div<int64_t>(arguments.m, rows);
     if (ctas_per_group * arguments.num_groups >= (int64_t{1} << 31))
         return fail(DSO_INVALID, "rms_norm: more than 2^31 rows");
     arguments.ctas_per_group = static_cast<uint32_t>(ctas_per_group);
     const dim3 grid(static_cast<unsigned>(ctas_per_group * arguments.num_groups));
-    return launch_kernel(select_kernel(*norm, shape, all_rows_are_aligned(*norm)),
+    return launch_kernel(select_kernel(*norm, shape, vectorized),
                          {grid, dim3(shape.num_threads, rows), 0, stream, 1, true}, arguments);
 }

@@ -432,6 +432,27 @@ def test_rms_norm_is_rounded_once_and_its_quantized_form_agrees(shape, dtype, ad
     assert_quantized(q, sf, deepseek_ops.per_token_cast_to_fp8(y.tensor.clone(), mn_major=True))
 
 
+@pytest.mark.parametrize("quantizes", [False, True])
+def test_rows_that_a_cta_takes_in_turn_have_the_bits_of_rows_with_ctas_of_their_own(quantizes, kernels):
+    """Long ones without an addition, on a GPU of one SM and on one that has an SM for each row."""
+    shape = (1, 11, 4104)
+    x, weight = rows_with_gaps(shape, torch.bfloat16), torch.randn(shape[-1]).bfloat16()
+    results = []
+    for num_sms in (1, shape[1]):
+        kernels.use(num_sms, seed=num_sms)
+        y, q = Guarded(shape, torch.bfloat16, "cpu"), Guarded(shape, torch.float8_e4m3fn, "cpu")
+        sf = guarded_scales(*shape, True)
+        if quantizes:
+            kernels.rms_norm(x, weight, None, q=q.tensor, sf=sf.tensor)
+        else:
+            kernels.rms_norm(x, weight, y.tensor)
+        written = [q, sf] if quantizes else [y]
+        for output in written:
+            output.assert_intact()
+        results.append([bits(output.tensor) for output in written])
+    assert all(map(torch.equal, *results))
+
+
 # ---------------------------------------------------------------------------------------------- the rotation
 
 
