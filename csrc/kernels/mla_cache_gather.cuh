@@ -3,8 +3,7 @@
 //   kv_cache     [pages, page_size, d]   bf16, f16 or f32, rows contiguous, or an FP8 format (device/fp8_row.h)
 //   block_table  [b, max_pages]          int32, rows contiguous
 //   cu_seqlens   [b + 1]                 int32; an offset counts as the largest so far
-//   out          [total, d]              bf16, f16 or f32, contiguous       16-byte stores where all is aligned for
-//   them
+//   out          [total, d]              bf16, f16 or f32, contiguous       16-byte stores where all is aligned
 //
 // Work      A CTA has a few neighbouring rows of the output. Each of its warps finds the sources of some of them: it
 //           looks at 32 offsets at a time for the first above its row. Then the threads copy eight channels at a time,
@@ -21,6 +20,7 @@
 #include "device/math.cuh"
 #include "kernels/mla_cache_gather_arguments.h"
 #include "ptx/shared_memory.cuh"
+#include "ptx/sync.cuh"
 
 namespace dso {
 
@@ -103,6 +103,8 @@ DSO_DEVICE Chunk<Out> load_channels(const uint8_t* row, int channel, int, float,
 template <typename Row, typename Out, bool kVectorized>
 __global__ void __launch_bounds__(kGatherThreads)
     mla_cache_gather_kernel(const __grid_constant__ MlaCacheGatherArguments arguments) {
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     auto& sources = ptx::static_shared<GatherShared>().sources;
     const int thread = static_cast<int>(threadIdx.x);
     const int64_t first_row = int64_t{blockIdx.x} * arguments.rows_of_cta;

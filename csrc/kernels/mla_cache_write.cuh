@@ -28,6 +28,7 @@
 #include "device/patch.cuh"
 #include "device/rotary.cuh"
 #include "kernels/mla_cache_write_arguments.h"
+#include "ptx/sync.cuh"
 
 namespace dso {
 
@@ -62,6 +63,8 @@ template <typename T, typename Weight, bool kNorm, LatentFormat kFormat, int kRo
 __global__ void __launch_bounds__(kCacheWriteThreads, kRows == 1 ? 1 : 2)
     mla_cache_write_kernel(const __grid_constant__ MlaCacheWriteArguments arguments) {
     constexpr int kKeyLanes = 32 / kRows;
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t token = (int64_t{blockIdx.x} * blockDim.y + threadIdx.y) * kRows;
     const int64_t rows_left = arguments.num_tokens - token;
     if (rows_left <= 0) return;

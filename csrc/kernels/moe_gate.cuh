@@ -18,6 +18,7 @@
 
 #include "kernels/moe_gate_arguments.h"
 #include "ptx/shared_memory.cuh"
+#include "ptx/sync.cuh"
 
 namespace dso {
 
@@ -77,6 +78,8 @@ DSO_DEVICE float score_of_group(const float* choices, int group_size) {
 
 template <bool kSoftmax>
 __global__ void __launch_bounds__(kGateThreads, 1) moe_gate_kernel(const __grid_constant__ MoeGateArguments arguments) {
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t token = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
     if (token >= arguments.t) return;
     const int lane = static_cast<int>(threadIdx.x), num_experts = arguments.num_experts;

@@ -18,6 +18,7 @@
 
 #include "device/rotary.cuh"
 #include "kernels/rope_arguments.h"
+#include "ptx/sync.cuh"
 
 namespace dso {
 
@@ -25,6 +26,8 @@ inline constexpr int kRopeThreads = 256;
 
 template <typename T, bool kInterleaved, int kHeads, bool kVectorized>
 __global__ void __launch_bounds__(kRopeThreads, 1) rope_kernel(const __grid_constant__ RopeArguments arguments) {
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
     const int64_t token = int64_t{blockIdx.x} * blockDim.z + threadIdx.z;
     if (token >= arguments.t) return;
     const int half = arguments.d / 2;

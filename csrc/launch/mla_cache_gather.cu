@@ -74,5 +74,6 @@ extern "C" dso_status dso_mla_cache_gather(const dso_latent_gather* gather, dso_
                                             many ? kGatherMaxRows : kFewRows,
                                             gather->kv_scale};
     const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(gather->total, arguments.rows_of_cta)));
-    return launch_kernel(select_kernel(*gather, vectorized), {grid, dim3(kGatherThreads), 0, stream}, arguments);
+    return launch_kernel(select_kernel(*gather, vectorized), {grid, dim3(kGatherThreads), 0, stream, 1, true},
+                         arguments);
 }

@@ -105,5 +105,5 @@ extern "C" dso_status dso_mla_cache_write(const dso_latent_write* write, dso_str
                   warps_of_a_cta = many ? kWarps : 1;
     const dim3 grid(static_cast<unsigned>(ceil_div(warps, warps_of_a_cta)));
     return launch_kernel(select_kernel(*write, vectorized, tall ? kTallPatch : 1),
-                         {grid, dim3(32, static_cast<unsigned>(warps_of_a_cta)), 0, stream}, arguments);
+                         {grid, dim3(32, static_cast<unsigned>(warps_of_a_cta)), 0, stream, 1, true}, arguments);
 }

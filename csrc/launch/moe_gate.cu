@@ -33,5 +33,5 @@ extern "C" dso_status dso_moe_gate(const dso_gate* gate, dso_stream stream) {
     const int tokens = gate->t >= int64_t{2} * kWarps * num_sms ? std::min(kWarps, kMaxBytes / bytes) : 1;
     const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(gate->t, tokens)));
     return launch_kernel(gate->is_softmax ? moe_gate_kernel<true> : moe_gate_kernel<false>,
-                         {grid, dim3(32, static_cast<unsigned>(tokens)), tokens * bytes, stream}, arguments);
+                         {grid, dim3(32, static_cast<unsigned>(tokens)), tokens * bytes, stream, 1, true}, arguments);
 }

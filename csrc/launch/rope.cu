@@ -22,7 +22,8 @@ dso_status launch_rope(const RopeArguments& arguments, dso_stream stream) {
         threads_of_rows(places, ceil_div<int64_t>(arguments.num_heads, kHeads), arguments.t, kRopeThreads);
     const dim3 grid = grid_of(ceil_div<int64_t>(arguments.t, threads.z),
                               ceil_div<int64_t>(arguments.num_heads, threads.y * kHeads), 1);
-    return launch_kernel(rope_kernel<T, kInterleaved, kHeads, kVectorized>, {grid, threads, 0, stream}, arguments);
+    return launch_kernel(rope_kernel<T, kInterleaved, kHeads, kVectorized>, {grid, threads, 0, stream, 1, true},
+                         arguments);
 }
 
 template <typename T, bool kInterleaved>
