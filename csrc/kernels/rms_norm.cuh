@@ -135,8 +135,6 @@ DSO_DEVICE void store_normed(const RmsNormArguments& arguments, int64_t group, i
 template <typename T, typename Weight, bool kAdd, bool kCast, int kChunks, bool kOnePanel, bool kVectorized>
 __global__ void __launch_bounds__(kNormMaxThreads, 1)
     rms_norm_kernel(const __grid_constant__ RmsNormArguments arguments) {
-    ptx::grid_dependency_wait();
-    ptx::grid_launch_dependents();
     const int64_t m = arguments.m;
     const int d = static_cast<int>(arguments.d);
     const uint32_t group = arguments.num_groups == 1 ? 0 : blockIdx.x / arguments.ctas_per_group;
@@ -154,6 +152,8 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
     Chunk<T> x[kChunks];
     Chunk<Weight> weights[kChunks];
 
+    ptx::grid_dependency_wait();  // the row's place is found meanwhile
+    ptx::grid_launch_dependents();
     float sum = 0.f;
     for (int panel = 0; panel < panels_end; panel += panel_step) {
         const NormColumns<kChunks> columns(panel);
