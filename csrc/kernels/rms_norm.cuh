@@ -9,7 +9,8 @@
 // Work      blockDim.x threads a row, blockDim.y rows a CTA. A thread has kChunks chunks of eight elements, two of them
 //           in one block of 128 (one, if it has no more), as in device/patch.cuh. They stay in registers from the sum
 //           to the output: x is read once, unless the row is longer than the CTA's registers (then again, from the
-//           cache). Of many long rows a CTA takes several in turn, and loads the next before it sums the one it has.
+//           cache). Of many long rows a CTA takes several in turn, and loads the next before it sums the one it has;
+//           many rows that two or three warps would share have one warp each.
 // Numerics  float32, one rounding to T at the end; the mean is the sum times 1 / d rounded. The order of the sum
 //           depends on d alone (rms_norm_shape): by element within a thread, then over the lanes of a warp, then over
 //           warps. So neither other rows, nor strides, nor what is fused with it change a row's bits; and the fused ops
@@ -21,6 +22,7 @@
 #include "device/cast_blocks.cuh"
 #include "device/cast_output.h"
 #include "kernels/rms_norm_arguments.h"
+#include "ptx/cp_async.cuh"
 #include "ptx/shared_memory.cuh"
 #include "ptx/sync.cuh"
 
@@ -51,8 +53,9 @@ DSO_DEVICE float sum_over_row(float x, int buffer) {
 }
 
 /// The columns of a thread's chunks, in a panel: what the threads of a row hold at once, from column `panel` on.
-template <int kChunks>
+template <int kChunks_, int kThreads = 0>  // of a row: 0 where the launch says it
 struct NormColumns {
+    static constexpr int kChunks = kChunks_;
     static constexpr int kParts = kChunks == 1 ? 1 : 2;  // chunks of a thread in a block of 128
     static constexpr int kLanes = kQuantizeBlock / kChunk / kParts;
     static constexpr int kBlocks = kChunks / kParts;  // of which a thread has chunks
@@ -62,7 +65,8 @@ struct NormColumns {
     DSO_DEVICE explicit NormColumns(int panel)
         : first(panel + threadIdx.x / kLanes * kQuantizeBlock + threadIdx.x % kLanes * kChunk) {}
     DSO_DEVICE int operator()(int i) const {
-        return first + i / kParts * static_cast<int>(blockDim.x) * (kChunk * kParts) + i % kParts * (kLanes * kChunk);
+        const int threads = kThreads ? kThreads : static_cast<int>(blockDim.x);
+        return first + i / kParts * threads * (kChunk * kParts) + i % kParts * (kLanes * kChunk);
     }
 };
 
@@ -92,20 +96,19 @@ DSO_DEVICE float norm_scale(const RmsNormArguments& arguments, float sum, int bu
     return rsqrtf(__fmaf_rn(sum_over_row(sum, buffer), arguments.inverse_d, arguments.eps));
 }
 
-/// Stores x * scale * weights, quantized or as it is.
-template <bool kCast, bool kVectorized, typename T, typename Weight, int kChunks>
-DSO_DEVICE void store_normed(const RmsNormArguments& arguments, int64_t group, int64_t row,
-                             const NormColumns<kChunks>& columns, int end, const Chunk<T> (&x)[kChunks], float scale,
-                             const Chunk<Weight> (&weights)[kChunks]) {
-    constexpr int kParts = NormColumns<kChunks>::kParts, kLanes = NormColumns<kChunks>::kLanes;
-    constexpr int kBlocks = NormColumns<kChunks>::kBlocks;
+/// Stores x * scale * weight, quantized or as it is. Chunk i of a row and of the weights is x_of(i) and weight_of(i).
+template <typename T, bool kCast, bool kVectorized, typename Columns, typename ChunkOfX, typename ChunkOfWeight>
+DSO_DEVICE void store_normed(const RmsNormArguments& arguments, int64_t group, int64_t row, const Columns& columns,
+                             int end, float scale, const ChunkOfX& x_of, const ChunkOfWeight& weight_of) {
+    constexpr int kChunks = Columns::kChunks, kParts = Columns::kParts, kLanes = Columns::kLanes;
+    constexpr int kBlocks = Columns::kBlocks == 3 ? 4 : Columns::kBlocks;  // divided among lanes: the last may be empty
     const int64_t out = (group * arguments.m + row) * static_cast<int>(arguments.d);
-    Chunk<T> y[kBlocks][kParts];
+    Chunk<T> y[kBlocks][kParts]{};
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
         float values[kChunk], factors[kChunk];
-        to_floats(x[i], values);
-        to_floats(weights[i], factors);
+        to_floats(x_of(i), values);
+        to_floats(weight_of(i), factors);
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) values[j] = values[j] * scale * factors[j];
         y[i / kParts][i % kParts] = round_to<T>(values);
@@ -181,7 +184,8 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
         const NormColumns<kChunks> columns(panel);
         if (!kOnePanel && panel_step < d) load_columns<kVectorized>(x, kAdd ? sum_row : x_row, columns, end);
         if constexpr (!kWeightsEarly) load_columns<kVectorized>(weights, weight, columns, end);
-        store_normed<kCast, kVectorized>(arguments, group, row, columns, end, x, scale, weights);
+        store_normed<T, kCast, kVectorized>(
+            arguments, group, row, columns, end, scale, [&](int i) { return x[i]; }, [&](int i) { return weights[i]; });
     }
 }
 
@@ -219,8 +223,53 @@ __global__ void __launch_bounds__(32 * kNormAheadWarps, 1)
         const float scale = norm_scale(arguments, add_squares(0.f, x), buffer);
 #pragma unroll
         for (int i = 0; i < kNormMaxChunks; ++i) weights[i] = own_weights[i * blockDim.x];
-        store_normed<kCast, true>(arguments, 0, row, columns, d, x, scale, weights);
+        store_normed<T, kCast, true>(
+            arguments, 0, row, columns, d, scale, [&](int i) { return x[i]; }, [&](int i) { return weights[i]; });
     }
+}
+
+inline constexpr int kNormWarpThreads = 256;  // of a CTA whose warps have a row each
+
+/// The same for many rows of 16-bit elements, without an addition, that kWarps warps of two chunks a thread would
+/// share: a warp has a row to itself. It adds up as those would, so the bits are the same, but waits for no other, and
+/// what is done once for a row is done by one. The row waits in shared memory, each thread's own: registers for all of
+/// it would leave room for few warps.
+template <typename T, bool kCast, int kWarps>
+__global__ void __launch_bounds__(kNormWarpThreads, 4)
+    rms_norm_by_warp_kernel(const __grid_constant__ RmsNormArguments arguments) {
+    static_assert(kWarps <= 4, "sums are added as sum_over_row does with up to four");
+    constexpr int kParts = 2, kChunks = kParts * kWarps;
+    const uint32_t row = blockIdx.x * blockDim.y + threadIdx.y;
+    const NormColumns<kChunks, 32> columns(0);
+    const int end = row < arguments.m ? static_cast<int>(arguments.d) : 0;
+    const T* source = static_cast<const T*>(arguments.x) + row * arguments.x_stride_m;
+    const T* weight = static_cast<const T*>(arguments.weight);
+    Chunk<T>* own = &ptx::dynamic_shared<Chunk<T>>() + threadIdx.y * 32 + threadIdx.x;  // kNormWarpThreads apart
+    const auto x_of = [&](int i) { return own[i * kNormWarpThreads]; };
+
+    ptx::grid_dependency_wait();
+    ptx::grid_launch_dependents();
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i)
+        ptx::cp_async_16(own + i * kNormWarpThreads, source + columns(i), columns(i) < end);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    float sums[4] = {};
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+        const Chunk<T> x[kParts] = {x_of(kParts * warp), x_of(kParts * warp + 1)};
+        sums[warp] = add_squares(0.f, x);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+#pragma unroll
+        for (int warp = 0; warp < kWarps; ++warp) sums[warp] += __shfl_xor_sync(0xFFFFFFFF, sums[warp], offset);
+    }
+    const float sum = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    const float scale = rsqrtf(__fmaf_rn(sum, arguments.inverse_d, arguments.eps));
+    __syncwarp();  // so that the compiler loads the row again: kept since the sum, as floats, it would not fit
+    store_normed<T, kCast, true>(arguments, 0, row, columns, end, scale, x_of,
+                                 [&](int i) { return load_chunk<true>(weight + columns(i), end - columns(i)); });
 }
 
 }  // namespace dso

@@ -54,11 +54,26 @@ NormKernel select_ahead_kernel(const dso_norm& norm) {
     return norm.x_dtype == DSO_F16 ? select_ahead_kernel<__half>(norm.q) : select_ahead_kernel<__nv_bfloat16>(norm.q);
 }
 
-/// Whether CTAs may go from row to row: the next row's registers are there, and it pays to hold them.
-bool can_go_ahead(const dso_norm& norm, const RmsNormShape& shape) {
-    return !norm.residual && norm.x_dtype != DSO_F32 && norm.weight_dtype == norm.x_dtype && shape.is_one_panel &&
-           shape.num_chunks == kNormMaxChunks;
+template <typename T, bool kCast>
+NormKernel select_warp_kernel(int warps) {
+    return warps == 2 ? rms_norm_by_warp_kernel<T, kCast, 2> : rms_norm_by_warp_kernel<T, kCast, 3>;
 }
+
+NormKernel select_warp_kernel(const dso_norm& norm, int warps) {
+    if (norm.x_dtype == DSO_F16)
+        return norm.q ? select_warp_kernel<__half, true>(warps) : select_warp_kernel<__half, false>(warps);
+    return norm.q ? select_warp_kernel<__nv_bfloat16, true>(warps) : select_warp_kernel<__nv_bfloat16, false>(warps);
+}
+
+/// Whether CTAs may go from row to row: the next row's registers are there, and it pays to hold them.
+bool can_go_ahead(const RmsNormShape& shape) { return shape.is_one_panel && shape.num_chunks == kNormMaxChunks; }
+
+/// Whether a warp may have a row that is several warps' otherwise, because it adds up as they do.
+bool can_go_by_warp(const RmsNormShape& shape) {
+    return shape.num_chunks == 2 && shape.num_threads > 32 && shape.num_threads <= 32 * 3;
+}
+
+constexpr int64_t kFewestWarps = 16;  // of an SM: with fewer rows than that, several warps share one
 
 bool is_aligned(const void* pointer, int num_bytes) { return reinterpret_cast<uintptr_t>(pointer) % num_bytes == 0; }
 
@@ -111,14 +126,26 @@ extern "C" dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream) {
     }
     const RmsNormShape shape = rms_norm_shape(norm->d);
     const bool vectorized = all_rows_are_aligned(*norm);
-    // As many CTAs as the SMs hold, unless that leaves them less than two rows each.
-    const int64_t ahead_ctas = int64_t{num_sms} * (32 * kNormAheadWarps / shape.num_threads);
-    if (vectorized && can_go_ahead(*norm, shape) && arguments.num_groups == 1 && arguments.m >= 2 * ahead_ctas &&
-        arguments.m < int64_t{1} << 31) {
-        const dim3 grid(static_cast<unsigned>(ahead_ctas));
-        const int shared_bytes = shape.num_threads * kNormMaxChunks * static_cast<int>(sizeof(uint4));
-        return launch_kernel(select_ahead_kernel(*norm), {grid, dim3(shape.num_threads), shared_bytes, stream, 1, true},
-                             arguments);
+    if (vectorized && !norm->residual && norm->x_dtype != DSO_F32 && norm->weight_dtype == norm->x_dtype &&
+        arguments.num_groups == 1 && arguments.m < int64_t{1} << 31) {
+        // As many CTAs as the SMs hold, unless that leaves them less than two rows each.
+        const int64_t ahead_ctas = int64_t{num_sms} * (32 * kNormAheadWarps / shape.num_threads);
+        if (can_go_ahead(shape) && arguments.m >= 2 * ahead_ctas) {
+            const int shared_bytes = shape.num_threads * kNormMaxChunks * static_cast<int>(sizeof(uint4));
+            return launch_kernel(
+                select_ahead_kernel(*norm),
+                {dim3(static_cast<unsigned>(ahead_ctas)), dim3(shape.num_threads), shared_bytes, stream, 1, true},
+                arguments);
+        }
+        if (can_go_by_warp(shape) && arguments.m >= kFewestWarps * num_sms) {
+            constexpr int kRows = kNormWarpThreads / 32;
+            const int warps = shape.num_threads / 32;
+            const int shared_bytes = warps * 2 * kNormWarpThreads * static_cast<int>(sizeof(uint4));
+            return launch_kernel(select_warp_kernel(*norm, warps),
+                                 {dim3(static_cast<unsigned>(ceil_div<int64_t>(arguments.m, kRows))), dim3(32, kRows),
+                                  shared_bytes, stream, 1, true},
+                                 arguments);
+        }
     }
     const int rows = rows_of_a_cta(shape.num_threads, arguments.num_groups * arguments.m, num_sms);
     const int64_t ctas_per_group = ceil_div<int64_t>(arguments.m, rows);

@@ -433,14 +433,17 @@ def test_rms_norm_is_rounded_once_and_its_quantized_form_agrees(shape, dtype, ad
 
 
 @pytest.mark.parametrize("quantizes", [False, True])
-def test_rows_that_a_cta_takes_in_turn_have_the_bits_of_rows_with_ctas_of_their_own(quantizes, kernels):
-    """Long ones without an addition, on a GPU of one SM and on one that has an SM for each row."""
-    shape = (1, 11, 4104)
-    x, weight = rows_with_gaps(shape, torch.bfloat16), torch.randn(shape[-1]).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("m", "d"), [(11, 4104), (19, 1096), (17, 1536), (21, 520), (16, 1024)])
+def test_many_rows_without_an_addition_have_the_bits_of_few(m, d, dtype, quantizes, kernels):
+    """On a GPU of one SM, where a CTA takes long rows in turn and a warp has a short one to itself, and on one that has
+    an SM for each row."""
+    shape = (1, m, d)
+    x, weight = rows_with_gaps(shape, dtype), torch.randn(d).to(dtype)
     results = []
-    for num_sms in (1, shape[1]):
+    for num_sms in (1, m):
         kernels.use(num_sms, seed=num_sms)
-        y, q = Guarded(shape, torch.bfloat16, "cpu"), Guarded(shape, torch.float8_e4m3fn, "cpu")
+        y, q = Guarded(shape, dtype, "cpu"), Guarded(shape, torch.float8_e4m3fn, "cpu")
         sf = guarded_scales(*shape, True)
         if quantizes:
             kernels.rms_norm(x, weight, None, q=q.tensor, sf=sf.tensor)
