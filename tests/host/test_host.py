@@ -1,4 +1,4 @@
-"""Host programs: planners, tile schedulers and the pipeline's protocol, enumerated without a GPU.
+"""Host programs: planners, tile schedulers, divisions and the pipeline's protocol, enumerated without a GPU.
 
 Each program includes the very headers that the kernels are made of, is compiled with overflow as an error, and ends
 with a line that says how many cases held.
@@ -19,6 +19,7 @@ PROGRAMS = {
     "bf16_gemm_plan": (["bf16_gemm_checks.cpp", "bf16_gemm_config.cpp", "status.cpp"], 10_000),
     "mla_decode_plan": (["mla_decode_plan.cpp"], 6_000),
     "pipeline": ([], 5_000),
+    "quantize": ([], 100_000_000),
     "stream_k": ([], 10_000),
     "divisor": ([], 1_000_000),
 }
