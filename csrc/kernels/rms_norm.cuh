@@ -22,7 +22,6 @@
 #include "device/cast_blocks.cuh"
 #include "device/cast_output.h"
 #include "kernels/rms_norm_arguments.h"
-#include "ptx/cp_async.cuh"
 #include "ptx/shared_memory.cuh"
 #include "ptx/sync.cuh"
 
@@ -53,7 +52,8 @@ DSO_DEVICE float sum_over_row(float x, int buffer) {
 }
 
 /// The columns of a thread's chunks, in a panel: what the threads of a row hold at once, from column `panel` on.
-template <int kChunks_, int kThreads = 0>  // of a row: 0 where the launch says it
+/// kThreads of a row, or 0 where the launch says it; the first kSure chunks are known to be within the row.
+template <int kChunks_, int kThreads = 0, int kSure = 0>
 struct NormColumns {
     static constexpr int kChunks = kChunks_;
     static constexpr int kParts = kChunks == 1 ? 1 : 2;  // chunks of a thread in a block of 128
@@ -64,10 +64,14 @@ struct NormColumns {
 
     DSO_DEVICE explicit NormColumns(int panel)
         : first(panel + threadIdx.x / kLanes * kQuantizeBlock + threadIdx.x % kLanes * kChunk) {}
-    DSO_DEVICE int operator()(int i) const {
+    /// How far chunk i is from the first: a constant, if kThreads is one, which a load or store then has for nothing.
+    DSO_DEVICE int step(int i) const {
         const int threads = kThreads ? kThreads : static_cast<int>(blockDim.x);
-        return first + i / kParts * threads * (kChunk * kParts) + i % kParts * (kLanes * kChunk);
+        return i / kParts * threads * (kChunk * kParts) + i % kParts * (kLanes * kChunk);
     }
+    DSO_DEVICE int operator()(int i) const { return first + step(i); }
+    /// How many elements of chunk i, or more, a row has that ends at column `end`.
+    DSO_DEVICE int left(int i, int end) const { return i < kSure ? kChunk : end - first - step(i); }
 };
 
 /// A thread's chunks of the row at `source`, which ends at column `end`.
@@ -101,9 +105,9 @@ template <typename T, bool kCast, bool kVectorized, typename Columns, typename C
 DSO_DEVICE void store_normed(const RmsNormArguments& arguments, int64_t group, int64_t row, const Columns& columns,
                              int end, float scale, const ChunkOfX& x_of, const ChunkOfWeight& weight_of) {
     constexpr int kChunks = Columns::kChunks, kParts = Columns::kParts, kLanes = Columns::kLanes;
-    constexpr int kBlocks = Columns::kBlocks == 3 ? 4 : Columns::kBlocks;  // divided among lanes: the last may be empty
-    const int64_t out = (group * arguments.m + row) * static_cast<int>(arguments.d);
-    Chunk<T> y[kBlocks][kParts]{};
+    constexpr int kBlocks = Columns::kBlocks;
+    const int64_t out = (group * arguments.m + row) * static_cast<int>(arguments.d) + columns.first;
+    Chunk<T> y[kBlocks][kParts];
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
         float values[kChunk], factors[kChunk];
@@ -118,19 +122,19 @@ DSO_DEVICE void store_normed(const RmsNormArguments& arguments, int64_t group, i
         const auto scales = scale_blocks<kLanes, kBlocks>(y, output.amax_floor, output.use_ue8m0);
 #pragma unroll
         for (int i = 0; i < kChunks; ++i)
-            store_e4m3<kVectorized>(output.q + out + columns(i),
+            store_e4m3<kVectorized>(output.q + out + columns.step(i),
                                     cast_chunk(y[i / kParts][i % kParts], scales.inverse[i / kParts]),
-                                    end - columns(i));
+                                    columns.left(i, end));
         const int own = threadIdx.x % kLanes, column = columns(own * kParts) - own * kChunk;
         if (own < kBlocks && column < end) {
             output.sf[group * output.sf_stride_group + row * output.sf_stride_m +
-                      column / kQuantizeBlock * output.sf_stride_k] = scales.sf;
+                      static_cast<uint32_t>(column) / kQuantizeBlock * output.sf_stride_k] = scales.sf;
         }
     } else {
 #pragma unroll
         for (int i = 0; i < kChunks; ++i)
-            store_chunk<kVectorized>(static_cast<T*>(arguments.y) + out + columns(i), y[i / kParts][i % kParts],
-                                     end - columns(i));
+            store_chunk<kVectorized>(static_cast<T*>(arguments.y) + out + columns.step(i), y[i / kParts][i % kParts],
+                                     columns.left(i, end));
     }
 }
 
@@ -230,35 +234,44 @@ __global__ void __launch_bounds__(32 * kNormAheadWarps, 1)
 
 inline constexpr int kNormWarpThreads = 256;  // of a CTA whose warps have a row each
 
+template <typename T, int kWarps>
+struct NormWeights {
+    Chunk<T> chunks[64 * kWarps];
+};
+
 /// The same for many rows of 16-bit elements, without an addition, that kWarps warps of two chunks a thread would
 /// share: a warp has a row to itself. It adds up as those would, so the bits are the same, but waits for no other, and
-/// what is done once for a row is done by one. The row waits in shared memory, each thread's own: registers for all of
-/// it would leave room for few warps.
+/// what is done once for a row is done by one. The rows of a CTA share the weights: in registers, beside the row, they
+/// would leave room for few warps.
 template <typename T, bool kCast, int kWarps>
 __global__ void __launch_bounds__(kNormWarpThreads, 4)
     rms_norm_by_warp_kernel(const __grid_constant__ RmsNormArguments arguments) {
-    static_assert(kWarps <= 4, "sums are added as sum_over_row does with up to four");
+    static_assert(kWarps <= 4,
+                  "sums are added as sum_over_row does with up to four, and a CTA loads 64 chunks for each");
     constexpr int kParts = 2, kChunks = kParts * kWarps;
-    const uint32_t row = blockIdx.x * blockDim.y + threadIdx.y;
-    const NormColumns<kChunks, 32> columns(0);
-    const int end = row < arguments.m ? static_cast<int>(arguments.d) : 0;
-    const T* source = static_cast<const T*>(arguments.x) + row * arguments.x_stride_m;
+    const uint32_t row = blockIdx.x * blockDim.y + threadIdx.y, thread = threadIdx.y * 32 + threadIdx.x;
+    const int d = static_cast<int>(arguments.d);
+    const NormColumns<kChunks, 32, kChunks - kParts> columns(0);
+    const T* source = static_cast<const T*>(arguments.x) + row * arguments.x_stride_m + columns.first;
     const T* weight = static_cast<const T*>(arguments.weight);
-    Chunk<T>* own = &ptx::dynamic_shared<Chunk<T>>() + threadIdx.y * 32 + threadIdx.x;  // kNormWarpThreads apart
-    const auto x_of = [&](int i) { return own[i * kNormWarpThreads]; };
+    auto& weights = ptx::static_shared<NormWeights<T, kWarps>>().chunks;
 
     ptx::grid_dependency_wait();
     ptx::grid_launch_dependents();
+    Chunk<T> x[kChunks];
 #pragma unroll
     for (int i = 0; i < kChunks; ++i)
-        ptx::cp_async_16(own + i * kNormWarpThreads, source + columns(i), columns(i) < end);
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<0>();
+        x[i] = load_chunk<true>(source + columns.step(i), row < arguments.m ? columns.left(i, d) : 0);
+    if (thread < 64 * kWarps)
+        weights[thread] = load_chunk<true>(weight + thread * kChunk, d - static_cast<int>(thread * kChunk));
+    __syncthreads();
+    if (row >= arguments.m) return;
+
     float sums[4] = {};
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
-        const Chunk<T> x[kParts] = {x_of(kParts * warp), x_of(kParts * warp + 1)};
-        sums[warp] = add_squares(0.f, x);
+        const Chunk<T> part[kParts] = {x[kParts * warp], x[kParts * warp + 1]};
+        sums[warp] = add_squares(0.f, part);
     }
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
@@ -267,9 +280,12 @@ __global__ void __launch_bounds__(kNormWarpThreads, 4)
     }
     const float sum = (sums[0] + sums[2]) + (sums[1] + sums[3]);
     const float scale = rsqrtf(__fmaf_rn(sum, arguments.inverse_d, arguments.eps));
-    __syncwarp();  // so that the compiler loads the row again: kept since the sum, as floats, it would not fit
-    store_normed<T, kCast, true>(arguments, 0, row, columns, end, scale, x_of,
-                                 [&](int i) { return load_chunk<true>(weight + columns(i), end - columns(i)); });
+#pragma unroll
+    for (int i = 0; i < kChunks * 4; ++i)  // kept as floats since the sum, the row would not fit
+        x[i / 4].word(i % 4) = ptx::compute_here(x[i / 4].word(i % 4));
+    store_normed<T, kCast, true>(
+        arguments, 0, row, columns, d, scale, [&](int i) { return x[i]; },
+        [&](int i) { return weights[columns(i) / kChunk]; });
 }
 
 }  // namespace dso

@@ -140,10 +140,9 @@ extern "C" dso_status dso_rms_norm(const dso_norm* norm, dso_stream stream) {
         if (can_go_by_warp(shape) && arguments.m >= kFewestWarps * num_sms) {
             constexpr int kRows = kNormWarpThreads / 32;
             const int warps = shape.num_threads / 32;
-            const int shared_bytes = warps * 2 * kNormWarpThreads * static_cast<int>(sizeof(uint4));
             return launch_kernel(select_warp_kernel(*norm, warps),
                                  {dim3(static_cast<unsigned>(ceil_div<int64_t>(arguments.m, kRows))), dim3(32, kRows),
-                                  shared_bytes, stream, 1, true},
+                                  0, stream, 1, true},
                                  arguments);
         }
     }
