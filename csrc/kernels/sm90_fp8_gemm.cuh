@@ -6,8 +6,9 @@
 //   sfb  [groups, ceil(n/128), ceil(k/128)]  f32, any strides       cp.async, one float a tile and step
 //   d    [groups, m, n]                      bf16 or f32            TMA store, or straight from registers
 //
-// Tile      64 * kNumMGroups rows of a, BLOCK_N of b, steps of 128 of K; a ring of kNumStages. Persistent. BLOCK_N
-//           divides 128, so one sfb serves a tile's whole step.
+// Tile      64 * kNumMGroups rows of a or fewer, BLOCK_N of b, steps of 128 of K; a ring of kNumStages. Persistent,
+//           tiles in a fixed order or as CTAs draw them (row_scheduler.cuh). BLOCK_N divides 128, so one sfb serves a
+//           tile's whole step.
 // Roles     math warpgroups: 64 rows of a each: WGMMA, promotion, epilogue. Or two of them have the same rows and take
 //           steps in turn: alone, one would leave the tensor core idle while it promotes. The second leaves its sums.
 //           the last warpgroup: three of its warps load (fp8_gemm_producer.cuh); it gives its registers to the others.

@@ -5,8 +5,8 @@
 //
 // Tile      16 rows, which are the (query, head) pairs of a request packed, and 64 keys at a time.
 // Products  mma.sync: a warp multiplies what is in its registers. So the bytes of an FP8 cache are converted on their
-//           way from shared memory to the registers, and nothing is written back; and rows lie in shared memory as the
-//           cache has them, so that a key is one bulk copy, whatever the pages' size. Which channel is where along a
+//           way from shared memory to the registers, and nothing is written back; and keys lie in shared memory row
+//           after row, so that one of them, or 16 neighbours, come by one instruction. Which channel is where along a
 //           product's K does not matter if q and the keys agree, nor does a key's place among eight if p and the values
 //           do: so a lane takes 16 bytes of a key at a time for the scores, and 8 of an FP8 key for the values.
 // Roles     warpgroup 0: scores and softmax; each warp has 16 of the keys, and all queries in registers.
@@ -16,10 +16,12 @@
 //           mbarrier for its warp.   0: the mbarriers are initialised.   1: warpgroup 0.   2: all that compute.
 //           3: the warps that score have each other's largest scores, and those that multiply values have the tile
 //           before's p in registers.   4: a tile's p is there.   5 + stage: nobody reads the stage any more.   10: nor
-//           any. of the cluster: all CTAs have begun, so that each can send the others its rows' softmax (all_sent: the
+//           any of them.
+//           of the cluster: all CTAs have begun, so that each can send the others its rows' softmax (all_sent: the
 //           bytes of all); then those of mla_decode_combination.cuh.
-// Shared    MlaFewRowsShared below: 3 tiles of keys (5 of FP8), their rows 16 bytes apart where that many bytes make
-//           their length an odd multiple of 16, so that a column of 16-byte pieces falls into different banks.
+// Shared    MlaFewRowsShared below: 3 tiles of keys, each nine lines of 128 bytes under the swizzle; or 5 of FP8, 16
+//           bytes apart where their length is no odd multiple of 16. So a column of 16-byte pieces falls into
+//           different banks.
 // Numerics  As sm90_mla_decode.cuh, but an FP8 cache's keys are not rounded: scores are sums of products with the very
 //           e4m3 values and, if q is bfloat16, rotated channels, times the scale of a key's 128 channels in float32.
 //           For the values probabilities are multiplied by these scales, both rounded to float16's 11 bits, and so is
