@@ -21,8 +21,8 @@ struct Kernel {
 };
 
 constexpr Kernel kKernels[] = {
-    {kMlaFewRowsTile, 4.96, 1.03, 1.23, 4.32e6, 5.85e6, 78.1e3, 54.2e3, .543, .454, 0., 2.25, .642},
-    {kMlaManyRowsTile, 7.36, 1.69, 2.29, 5.09e6, 8.96e6, 75.8e3, 51.8e3, 0., .0274, .206, 1.9, .559},
+    {kMlaFewRowsTile, 4.96, 1.05, 1.2, 4.38e6, 7.29e6, 78.8e3, 61.9e3, .546, .454, 0., 1.97, .705},
+    {kMlaManyRowsTile, 7.36, 1.66, 2.23, 4.92e6, 9.5e6, 73.7e3, 51.9e3, 0., .0266, .218, 1.78, .645},
 };
 
 bool is_fp8(const MlaDecodeShape& shape) { return shape.key_bytes < 1024; }
