@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kPerBlockThreads)
     const int columns_left = static_cast<int>(k - column);
     const int64_t num_blocks = (n + kQuantizeBlock - 1) / kQuantizeBlock;
 
+    // The next kernel is not let go: it may be a GEMM with b_is_constant, which reads these weights without waiting.
     ptx::grid_dependency_wait();
     for (int64_t group = blockIdx.z; group < arguments.num_groups; group += gridDim.z) {
         for (int64_t block = blockIdx.y; block < num_blocks; block += gridDim.y) {
@@ -104,11 +105,6 @@ __global__ void __launch_bounds__(kPerBlockThreads)
             if (threadIdx.x == 0) arguments.sf[(group * num_blocks + block) * gridDim.x + blockIdx.x] = scale.sf;
         }
     }
-    // The next kernel may be a GEMM with b_is_constant, which reads these weights without waiting: it is let go when
-    // they can be seen.
-    __threadfence();
-    __syncthreads();
-    ptx::grid_launch_dependents();
 }
 
 }  // namespace dso
