@@ -193,8 +193,8 @@ __global__ void __launch_bounds__(kNormMaxThreads, 1)
     }
 }
 
-/// Warps of an SM that go from row to row: with 72 registers a thread, for two rows. As many as fit: where the registers
-/// left room for one more CTA, some SMs would take it, and others be without.
+/// Warps of an SM that go from row to row: with 72 registers a thread, for two rows. As many as fit: where the
+/// registers left room for one more CTA, some SMs would take it, and others be without.
 inline constexpr int kNormAheadWarps = 28;
 
 /// The same for many long rows of 16-bit elements without an addition, in one group. A row is a chain from its load to
