@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepseek_ops.library import library_path
-from tests.emulator.interface import MlaDecodePlan, mla_decode_of
+from tests.emulator.interface import MlaDecodePlan, mla_decode_of, mla_workspace_bytes
 from tests.support import GPU, Guarded
 from tests.test_mla import UNIT, assert_attention_close, fp8_case, one_scale_case, random_case
 
@@ -26,7 +26,7 @@ def by_plan(case, size: int, parts: int, tile_rows: int) -> tuple[Tensor, Tensor
     out = Guarded((b, s_q, h, 512), case.q.dtype, "cuda", strides=(s_q * h * 520, h * 520, 520, 1))
     lse = Guarded((b, s_q, h), torch.float32, "cuda")
     units = b * -(-s_q * h // tile_rows)
-    num_bytes = 4 * units * (2 * size + parts * tile_rows * 512 + (parts + 7) * tile_rows * size)
+    num_bytes = mla_workspace_bytes(units, size, parts, tile_rows)
     workspace = torch.full((num_bytes,), 0xFF, dtype=torch.uint8, device="cuda")
     call = mla_decode_of(case.tensors(), out.tensor, lse.tensor, UNIT, True, None, False, case.kv_scale)
     call.workspace = workspace.data_ptr()

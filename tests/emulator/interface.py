@@ -435,7 +435,7 @@ class Kernels:
             rows = tile_rows or chosen.tile_rows
             units = b * -(-s_q * h // rows) if cu_seqlens_q is None else -(-s_q * h // rows) + b + 1
             size, parts, *growth = plan or (chosen.cluster_size, chosen.num_parts, chosen.tiles_per_part)
-            num_bytes = 4 * units * (2 * size + parts * rows * 512 + (parts + 7) * rows * size)
+            num_bytes = mla_workspace_bytes(units, size, parts, rows)
             chosen = MlaDecodePlan(size, parts, *(growth or [0]), rows, num_bytes)
         workspace = torch.full((chosen.workspace_bytes,), 0xFF, dtype=torch.uint8)
         call.workspace = workspace.data_ptr()
@@ -478,6 +478,11 @@ def grouped_gemm_of(
 def grouped_bf16_gemm_of(a: Tensor, b: Tensor, offsets: Tensor, d: Tensor, clear_unowned: bool) -> GroupedBf16Gemm:
     extents = (b.shape[0], *d.shape, a.shape[1], a.stride(0), b.stride(1), d.stride(0), b.stride(0))
     return GroupedBf16Gemm(*map(pointer, (a, b, d, offsets)), *extents, clear_unowned)
+
+
+def mla_workspace_bytes(units: int, size: int, parts: int, rows: int) -> int:
+    """No fewer than a plan takes for so many tiles of rows, each of which `parts` clusters of `size` share."""
+    return 4 * units * (2 * size + parts * rows * 512 + (parts + 7) * rows * size)
 
 
 def mla_decode_of(
