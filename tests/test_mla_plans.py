@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepseek_ops.library import library_path
-from tests.emulator.interface import MlaDecodePlan, mla_decode_of, mla_workspace_bytes
+from tests.emulator.interface import MlaDecode, MlaDecodePlan, mla_decode_of, mla_workspace_bytes
 from tests.support import GPU, Guarded
 from tests.test_mla import UNIT, assert_attention_close, fp8_case, one_scale_case, random_case
 
@@ -18,10 +18,15 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU")]
 LENGTHS = (0, 1, 63, 64, 65, 1500)
 
 
-def by_plan(case, size: int, parts: int, tile_rows: int) -> tuple[Tensor, Tensor]:
-    """A cluster's CTAs, clusters that share the keys, and rows of a tile; in guarded tensors, whose rows have gaps."""
+def run_plan(call: MlaDecode, plan: MlaDecodePlan) -> None:
     library = ctypes.CDLL(library_path("kernels"))
     library.dso_mla_decode_by_plan.argtypes = [ctypes.c_void_p] * 3
+    stream = torch.cuda.current_stream().cuda_stream
+    assert library.dso_mla_decode_by_plan(ctypes.addressof(call), ctypes.addressof(plan), stream) == 0
+
+
+def by_plan(case, size: int, parts: int, tile_rows: int) -> tuple[Tensor, Tensor]:
+    """A cluster's CTAs, clusters that share the keys, and rows of a tile; in guarded tensors, whose rows have gaps."""
     b, s_q, h, _ = case.q.shape
     out = Guarded((b, s_q, h, 512), case.q.dtype, "cuda", strides=(s_q * h * 520, h * 520, 520, 1))
     lse = Guarded((b, s_q, h), torch.float32, "cuda")
@@ -30,9 +35,7 @@ def by_plan(case, size: int, parts: int, tile_rows: int) -> tuple[Tensor, Tensor
     workspace = torch.full((num_bytes,), 0xFF, dtype=torch.uint8, device="cuda")
     call = mla_decode_of(case.tensors(), out.tensor, lse.tensor, UNIT, True, None, False, case.kv_scale)
     call.workspace = workspace.data_ptr()
-    plan = MlaDecodePlan(size, parts, 0, tile_rows, num_bytes)
-    stream = torch.cuda.current_stream().cuda_stream
-    assert library.dso_mla_decode_by_plan(ctypes.addressof(call), ctypes.addressof(plan), stream) == 0
+    run_plan(call, MlaDecodePlan(size, parts, 0, tile_rows, num_bytes))
     torch.cuda.synchronize()
     out.assert_intact()
     lse.assert_intact()
