@@ -21,7 +21,7 @@ has_torch := $(shell $(PYTHON) -c 'import importlib.util as u; print("yes" if u.
 py := $(if $(has_torch),$(PYTHON),.venv/bin/python)
 environment := $(if $(has_torch),,.venv/ready)
 clang_format = $(py) -c 'from clang_format import clang_format as run; run()'
-cpp = $(shell find csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
+cpp = $(shell find benchmarks csrc tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test gpu bench lint format
 demo: $(environment)

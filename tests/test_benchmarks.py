@@ -1,6 +1,7 @@
 """The measuring itself: the harness on a fake clock, absent peers, the report, the GPU suite with faked stages."""
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import deepseek_ops
-from benchmarks import conftest, decode, gpu_suite, harness, peers, report, shapes
+from benchmarks import conftest, decode, gpu_suite, harness, peers, report, shapes, sweep_mla_plans
 from benchmarks.gpu_suite import Outcome, Stage
 from benchmarks.harness import OURS, Case, Results
 from deepseek_ops import bench, gpu_state
@@ -1119,6 +1120,139 @@ def is_gone(pid):
 )
 def test_the_results_file_is_named_after_the_gpu(gpu, name):
     assert gpu_suite.results_name(gpu) == name
+
+
+# --------------------------------------------------------------------------------------- plans of MLA decoding
+
+
+def legal_plans(shape, num_sms):
+    """In the planner's order."""
+    every = ((size, parts, rows) for rows in (16, 64) for size in (1, 2, 4, 8) for parts in range(1, num_sms + 1))
+    return [plan for plan in every if sweep_mla_plans.is_legal(shape, plan, num_sms)]
+
+
+def test_the_sweep_of_mla_plans_covers_what_the_benchmarks_measure():
+    swept = sweep_mla_plans.SHAPES
+    assert len(set(swept)) == len(swept)
+    measured = {*shapes.MLA, *shapes.MLA_BETWEEN, *shapes.MLA_ONE_SCALE, *shapes.MLA_FP8}
+    assert {*shapes.MLA, *shapes.MLA_ONE_SCALE} < {*swept} < measured
+    assert all(sweep_mla_plans.shape_of(sweep_mla_plans.name_of(shape)) == shape for shape in swept)
+
+
+@pytest.mark.parametrize("num_sms", [78, 132])
+def test_the_mla_plans_that_are_timed_are_legal_and_few(num_sms):
+    for shape in sweep_mla_plans.SHAPES:
+        plans = sweep_mla_plans.plans(shape, num_sms)
+        assert len(set(plans)) == len(plans) >= 1
+        assert {*plans} <= {*legal_plans(shape, num_sms)}
+        assert all(sum(plan[-1] == rows for plan in plans) <= 25 for rows in (16, 64))
+    latency = sweep_mla_plans.plans(shapes.Mla(1, 1, 65536, 16), 132)
+    assert {(1, 132, 16), (2, 66, 16), (4, 33, 16), (8, 8, 16), (8, 16, 64)} < {*latency}
+    assert (1, 1, 16) not in latency, "one SM for all keys"
+
+
+@pytest.fixture(scope="module")
+def mla_model():
+    try:
+        return sweep_mla_plans.Model()
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize("num_sms", [78, 132])
+def test_the_model_that_is_fitted_chooses_as_the_planner_does(mla_model, num_sms):
+    swept = [x for x in (*sweep_mla_plans.SHAPES, shapes.Mla(7, 3, 1000, 40, "fp8")) if x.s_k > 256]
+    for shape in swept:
+        plans = legal_plans(shape, num_sms)
+        times = mla_model.estimate(mla_model.cases(shape, plans, num_sms), mla_model.constants())
+        assert (times > 0).all()
+        assert plans[times.argmin()] == mla_model.choose(shape, num_sms), shape
+
+
+def swept_by_model(model, constants):
+    """A sweep in which every plan takes as long as the model says."""
+    content = {"num_sms": 132, "shapes": {}}
+    for shape in sweep_mla_plans.SHAPES[::2]:
+        chosen = model.choose(shape, 132)
+        plans = dict.fromkeys([chosen, *sweep_mla_plans.plans(shape, 132)])
+        times = model.estimate(model.cases(shape, plans, 132), constants)
+        names = ["/".join(map(str, plan)) for plan in plans]
+        row = {"chosen": names[0], "us": dict(zip(names, times.tolist(), strict=True))}
+        content["shapes"][sweep_mla_plans.name_of(shape)] = row
+    return content
+
+
+def test_a_fit_to_the_planners_own_estimates_has_nothing_to_gain(mla_model):
+    fit = sweep_mla_plans.Fit(mla_model, [swept_by_model(mla_model, mla_model.constants())])
+    assert fit.loss(mla_model.constants()) == pytest.approx(0, abs=1e-12)
+    assert (fit.search(50) == mla_model.constants()).all()
+
+
+def test_a_fit_finds_the_constants_behind_the_times(mla_model, tmp_path, monkeypatch, capsys):
+    num_kernels = len(sweep_mla_plans.as_source(mla_model.constants()).splitlines())
+    truth = mla_model.constants().reshape(num_kernels, -1)
+    truth[:, :4] *= [1.2, 0.9, 1.1, 0.8]  # a CTA's start, tiles, memory
+    sweep = swept_by_model(mla_model, truth.flatten())
+    fit = sweep_mla_plans.Fit(mla_model, [sweep])
+    assert fit.error(mla_model.constants()) > 0.05
+    found = fit.search(10_000)
+    assert fit.error(found) < 0.01
+    assert fit.regrets(found).mean() < 1e-3
+    # Others make up for each other, or never are what bounds the time.
+    assert found.reshape(num_kernels, -1)[:, 0] == pytest.approx(truth[:, 0], rel=0.1)
+
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(sweep))
+    monkeypatch.setattr(sweep_mla_plans.Fit, "search", lambda self: found)
+    assert sweep_mla_plans.main(["--fit", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "fitted:   51 shapes: mean regret 0.0" in out
+    assert out.endswith(sweep_mla_plans.as_source(found) + "\n")
+
+
+def test_fitted_constants_are_printed_as_the_planner_has_them(mla_model):
+    rows = sweep_mla_plans.as_source(mla_model.constants())
+    assert all("{kMlaFewRowsTile, " in row or "{kMlaManyRowsTile, " in row for row in rows.splitlines())
+    numbers = [float(x) for row in rows.splitlines() for x in re.findall(r"[\d.][\de.]*(?=[,}])", row)]
+    assert numbers == mla_model.constants().tolist()
+    literals = [sweep_mla_plans.literal(x) for x in (4.96, 0.546, 0.0, 6e-5, 2.0, 999.7, 78_812.0, 4.38e6)]
+    assert literals == ["4.96", ".546", "0.", ".0001", "2.", "1000.", "78.8e3", "4.38e6"]
+
+
+def test_a_sweep_says_what_the_planners_choice_costs_and_stops_in_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_mla_plans, "run_plan", lambda call, plan: None)
+    monkeypatch.setattr(sweep_mla_plans, "planned", lambda call: (4, 4, 16))
+    monkeypatch.setattr(sweep_mla_plans, "num_sms", lambda: 132)
+    monkeypatch.setattr(bench, "num_input_sets", lambda num_bytes: 2)
+    row = sweep_mla_plans.sweep(shapes.Mla(1, 1, 2048, 16, "fp8"))
+    assert row["chosen"] == next(iter(row["us"])) == "4/4/16"
+    assert len(row["us"]) > 20
+    assert row["absent"] == {}
+
+    def sweep(shape):
+        time.sleep(0.2)
+        return {"chosen": "4/4/16", "us": {"4/4/16": 1.1, "8/4/16": 1.0}}
+
+    monkeypatch.setattr(sweep_mla_plans, "sweep", sweep)
+    path = tmp_path / "sweep.json"
+    sweep_mla_plans.sweep_all([shapes.Mla(b, 1, 2048, 16) for b in (1, 2, 4, 8)], 0.5, path)
+    content = json.loads(path.read_text())
+    assert list(content["shapes"]) == ["1x1x2048x16:bf16", "2x1x2048x16:bf16"]
+    assert content["num_sms"] == 132
+    assert content["conditions"]["csrc_sha256"]
+    out = capsys.readouterr().out
+    assert "1x1x2048x16:bf16: chosen 4/4/16 1.1 us, best 8/4/16 1.0 us, regret 10.0%" in out
+    assert "no time for 4x1x2048x16:bf16 8x1x2048x16:bf16" in out
+    assert "2 shapes: mean regret 10.00%, worst 10.0%" in out
+
+
+def test_a_sweep_of_mla_plans_without_a_gpu_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sweep_mla_plans, "GPU", False)
+    assert sweep_mla_plans.main(["1x1x512x16:bf16"]) == 2
+    assert "no GPU here; --fit FILE needs none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sweep_mla_plans.main(["1x1x512:bf16"])
+    assert "a shape is BATCHxS_QxS_KxHEADS:{bf16,fp8,e4m3}" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------- sanitizer
