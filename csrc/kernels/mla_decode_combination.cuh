@@ -35,7 +35,7 @@ DSO_DEVICE Counter* counter_of(const MlaDecodeArguments& arguments, const MlaDec
 
 /// By all warps that compute: adds up the cluster's sums, and the parts if this is the last of them to come. `Shared`
 /// has `sums`, the `rows` that go with them, and `is_last`; where Types::kSendsRows, also `sent_rows`, which come from
-/// all CTAs of the cluster, and the mbarrier `all_sent` for them.
+/// the other CTAs of the cluster, and the mbarrier `all_sent` for them.
 template <typename Types, typename Shared>
 class MlaDecodeCombination {
   public:
@@ -148,10 +148,11 @@ class MlaDecodeCombination {
         if constexpr (Types::kSendsRows) ptx::mbarrier_wait(&shared_.all_sent, 0);
     }
 
-    /// The softmax of a row over the keys of CTA `source`.
+    /// The softmax of a row over the keys of CTA `source`. A copy to the CTA itself would be one more to wait for, and
+    /// memcheck takes it for one out of bounds.
     DSO_DEVICE SoftmaxPart part_of(int row, int source) const {
         if constexpr (Types::kSendsRows) {
-            return size_ > 1 ? shared_.sent_rows[source][row] : shared_.rows[row];
+            return source == rank_ ? shared_.rows[row] : shared_.sent_rows[source][row];
         } else {
             const float4 x = ptx::load_from_cluster(ptx::cluster_address(&shared_.rows[row], source));
             return {x.x, x.y, x.z};

@@ -100,7 +100,7 @@ struct MlaFewRowsShared {
     alignas(16) float tops[2][kMlaFewRows][kMlaScoreWarps];  // each warp's largest scores, of even and of odd tiles
     SoftmaxPart warp_rows[kMlaScoreWarps][kMlaFewRows];
     SoftmaxPart rows[kMlaFewRows];
-    SoftmaxPart sent_rows[kMlaMaxCluster][kMlaFewRows];  // by the CTAs of the cluster
+    SoftmaxPart sent_rows[kMlaMaxCluster][kMlaFewRows];  // by the other CTAs of the cluster
     uint16_t exists[Types::kStages][kMlaLoadWarps];      // a bit for each key of a tile
     uint64_t full[Types::kStages], all_sent;
     bool is_last;
@@ -257,7 +257,7 @@ class MlaFewRowsScores {
         finish();
     }
 
-    /// To all CTAs of the cluster, by the warp that has them, while values are still multiplied. By copies that count
+    /// To the other CTAs of the cluster, by the warp that has them, while values are still multiplied. By copies that count
     /// themselves: ordinary stores would need a fence, which waits for them. A launch without clusters has no such
     /// copy.
     DSO_DEVICE void send_rows() const {
@@ -266,9 +266,11 @@ class MlaFewRowsScores {
         __syncwarp();
         if (!ptx::elect_one()) return;
         const SoftmaxPart* place = shared_.sent_rows[ptx::cluster_rank()];
-        for (uint32_t i = 0; i < ptx::cluster_size(); ++i)
+        for (uint32_t i = 0; i < ptx::cluster_size(); ++i) {
+            if (i == ptx::cluster_rank()) continue;
             ptx::copy_to_cluster_async(ptx::cluster_address(place, i), shared_.rows, sizeof(shared_.rows),
                                        ptx::cluster_address(&shared_.all_sent, i));
+        }
     }
 
   private:
@@ -665,7 +667,7 @@ __global__ void __launch_bounds__(kMlaFewRowsThreads, 1)
             for (uint64_t& full : shared.full) ptx::mbarrier_init(&full, kMlaTile);
             ptx::mbarrier_init(&shared.all_sent, 1);
             ptx::fence_mbarrier_init();
-            ptx::mbarrier_arrive_expect_tx(&shared.all_sent, cluster_size * sizeof(shared.rows));
+            ptx::mbarrier_arrive_expect_tx(&shared.all_sent, (cluster_size - 1) * sizeof(shared.rows));
         }
         __syncwarp();
         ptx::named_barrier_arrive(0, kMlaFewRowsThreads);  // it need not wait for the others
