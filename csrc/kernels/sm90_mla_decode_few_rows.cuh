@@ -257,9 +257,9 @@ class MlaFewRowsScores {
         finish();
     }
 
-    /// To the other CTAs of the cluster, by the warp that has them, while values are still multiplied. By copies that count
-    /// themselves: ordinary stores would need a fence, which waits for them. A launch without clusters has no such
-    /// copy.
+    /// To the other CTAs of the cluster, by the warp that has them, while values are still multiplied. By copies that
+    /// count themselves: ordinary stores would need a fence, which waits for them. A launch without clusters has no
+    /// such copy.
     DSO_DEVICE void send_rows() const {
         if (warp_ != 0 || ptx::cluster_size() == 1) return;
         ptx::fence_proxy_async_shared();
