@@ -1,5 +1,5 @@
-"""The grouped GEMMs, with experts of unequal load: in FP8 contiguous and offsets (prefill), masked (decoding) and split
-by columns (training); in bfloat16 offsets (decoding)."""
+"""The grouped GEMMs, with experts of unequal load: in FP8 contiguous and offsets (prefill), masked and offsets
+(decoding) and split by columns (training); in bfloat16 offsets (decoding)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from benchmarks.shapes import (
     CONTIGUOUS_LATER,
     CONTIGUOUS_STAND_INS,
     DEVICE,
+    FP8_EXPERTS,
+    FP8_EXPERTS_STAND_INS,
     K_GROUPED,
     K_GROUPED_EMPTY,
     K_GROUPED_STAND_INS,
@@ -34,7 +36,7 @@ from deepseek_ops.op_table import CASES, k_grouped_gemm
 from tests.support import BF16_LIMIT, dequantized_product
 
 
-def weights(shape: GroupedGemm, seed: int):
+def weights(shape: GroupedGemm | ChosenExperts, seed: int):
     return deepseek_ops.per_block_cast_to_fp8(normal(shape.groups, shape.n, shape.k, seed=2 * seed + 1))
 
 
@@ -55,7 +57,7 @@ def contiguous_operands(shape: GroupedGemm, seed: int):
     return a, sfa, *weights(shape, seed), int32(m_indices), output(len(m_indices), shape.n), False
 
 
-def offsets_operands(shape: GroupedGemm, seed: int):
+def offsets_operands(shape: GroupedGemm | ChosenExperts, seed: int):
     """The same groups without padding."""
     offsets = [0]
     for count in shape.counts():
@@ -177,6 +179,12 @@ def test_m_grouped_fp8_gemm_nt_masked_out(gpu_bench, shape: GroupedGemm):
     op = "m_grouped_fp8_gemm_nt_masked_out"
     providers = {**ours(op, writes=5), **peers.masked_gemm(shape.rows)}
     gpu_bench(case(op, shape, masked_operands, masked_error, providers))
+
+
+@pytest.mark.parametrize("shape", for_this_machine(FP8_EXPERTS, FP8_EXPERTS_STAND_INS), ids=str)
+def test_m_grouped_fp8_gemm_nt_offsets_out_of_few_rows(gpu_bench, shape: ChosenExperts):
+    op = "m_grouped_fp8_gemm_nt_offsets_out"
+    gpu_bench(case(op, shape, offsets_operands, offsets_error, ours(op, writes=5)))
 
 
 @pytest.mark.parametrize("shape", for_this_machine(LITE_EXPERTS, LITE_EXPERTS_STAND_INS), ids=str)

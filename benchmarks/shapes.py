@@ -184,18 +184,22 @@ K_GROUPED_EMPTY = tuple(KGroupedGemm(4, m, n, 8192, empty=1) for m, n in WEIGHT_
 K_GROUPED_STAND_INS = (KGroupedGemm(3, 40, 136, 256), KGroupedGemm(3, 40, 136, 256, empty=1))
 
 
-# --------------------------------------------------------------------------------- grouped bfloat16 GEMM, decoding
+# ------------------------------------------------------------------------------- grouped GEMM by offsets, decoding
 
 
 @dataclass(frozen=True)
 class ChosenExperts:
-    """`tokens` that each choose `num_topk` of `groups` experts at random: rows times `[n, k]`, bfloat16."""
+    """`tokens` that each choose `num_topk` of `groups` experts at random: rows times `[n, k]`, bfloat16 out."""
 
     tokens: int
     num_topk: int
     groups: int
     n: int
     k: int
+    cast: str = "bf16"
+    """Type of both operands; of "fp8" with fine-grained scales."""
+    taste: float = 0.0
+    """By how much all tokens like one expert better than another: 0 for loads as even as chance has them."""
 
     def __str__(self) -> str:
         return f"{self.rows} rows, {self.groups} x {self.n} x {self.k}"
@@ -206,7 +210,9 @@ class ChosenExperts:
 
     def counts(self) -> list[int]:
         """Rows of each group, the same ones every time."""
-        scores = torch.rand(self.tokens, self.groups, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.randn(self.tokens, self.groups, generator=generator)
+        scores += self.taste * torch.randn(self.groups, generator=generator)
         chosen = scores.argsort(-1)[:, : self.num_topk].flatten()
         return chosen.bincount(minlength=self.groups).tolist()
 
@@ -217,15 +223,25 @@ class ChosenExperts:
     @property
     def num_bytes(self) -> float:
         """Of weights only those that were chosen."""
-        num_chosen = sum(count > 0 for count in self.counts())
-        return 2 * (num_chosen * self.n * self.k + self.rows * (self.n + self.k))
+        chosen = [count for count in self.counts() if count > 0]
+        if self.cast == "fp8":
+            return sum(Gemm(m, self.n, self.k).num_bytes for m in chosen)
+        return 2 * (len(chosen) * self.n * self.k + self.rows * (self.n + self.k))
 
 
-LITE_EXPERTS = tuple(
-    ChosenExperts(tokens, 6, 64, n, k) for tokens in (1, 16, 64) for n, k in ((2816, 2048), (2048, 1408))
-)
-"""A decode step of DeepSeek-V2-Lite as it is released, gate_up and down, at the batches of docs/decode_step.md."""
+LITE_EXPERT_WEIGHTS = ((2816, 2048), (2048, 1408))
+"""gate_up and down of DeepSeek-V2-Lite; [n, k]."""
+LITE_EXPERTS = tuple(ChosenExperts(tokens, 6, 64, n, k) for tokens in (1, 16, 64) for n, k in LITE_EXPERT_WEIGHTS)
+"""A decode step of DeepSeek-V2-Lite as it is released, at the batches of docs/decode_step.md."""
 LITE_EXPERTS_STAND_INS = (ChosenExperts(2, 3, 5, 136, 72),)
+
+FP8_EXPERTS = (
+    *(replace(shape, cast="fp8", taste=0.5) for shape in LITE_EXPERTS),
+    *(ChosenExperts(tokens, 1, 32, n, k, cast="fp8", taste=0.5) for tokens in (64, 512) for n, k in EXPERT_WEIGHTS),
+)
+"""The same with quantized weights, and what of 64 or 512 tokens comes to one of eight ranks of DeepSeek-V3; popular
+experts get several times as many as the others."""
+FP8_EXPERTS_STAND_INS = (ChosenExperts(2, 3, 5, 136, 272, cast="fp8", taste=0.5),)
 
 
 # ----------------------------------------------------------------------------------------------------------- MLA

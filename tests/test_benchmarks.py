@@ -1,5 +1,6 @@
 """The measuring itself: the harness on a fake clock, absent peers, the report, the GPU suite with faked stages."""
 
+import dataclasses
 import json
 import re
 import statistics
@@ -673,6 +674,17 @@ def test_each_token_chooses_experts_and_only_the_chosen_ones_are_read():
         num_chosen = sum(count > 0 for count in counts)
         assert x.num_bytes == 2 * (num_chosen * x.n * x.k + x.rows * (x.n + x.k))
     assert [x.rows for x in shapes.LITE_EXPERTS[::2]] == [6, 96, 384]
+    for x in shapes.FP8_EXPERTS:
+        chosen = [count for count in x.counts() if count > 0]
+        assert sum(chosen) == x.rows
+        assert x.num_bytes == sum(shapes.Gemm(m, x.n, x.k).num_bytes for m in chosen)
+
+
+def test_where_all_have_the_same_taste_some_experts_get_several_times_as_many_rows():
+    x = shapes.ChosenExperts(512, 1, 32, 136, 272)
+    liked = dataclasses.replace(x, taste=0.5)
+    assert max(x.counts()) < 2 * 16 < 4 * 16 < max(liked.counts())
+    assert sum(x.counts()) == sum(liked.counts()) == 512
 
 
 def test_views_and_empty_memory_are_no_ops():

@@ -32,15 +32,12 @@ struct Cost {
     double tile;  // its epilogue, and the first step of the next
 };
 
-constexpr Cost kForGroups{1e9, 0};  // not among the plans that the constants were fitted to
-
 constexpr Cost kCosts[] = {
     {0.231, 0.41}, {0.263, 0.62}, {0.46, 0.6},   {0.60, 1.1},    // tall; the larger two under the power limit
     {0.186, 0.79}, {0.118, 0.73},                                // tall, two groups that take steps in turn
     {0.232, 0.49}, {0.196, 0.17}, {0.308, 0.50}, {0.256, 0.68},  // swapped, 64 weights: 8 and 16 rows
     {0.393, 0.16}, {0.259, 1.06}, {0.300, 0.76}, {0.191, 0.97},  // 32 and 64 rows
     {0.174, 1.56}, {0.190, 1.78}, {0.420, 1.50}, {0.820, 1.21},  // 128 weights: 16, 32, 64 and 128 rows
-    kForGroups,                                                  // 64 weights, 8 rows, one CTA an SM
 };
 static_assert(std::size(kCosts) == kNumConfigs, "a line of fp8_gemm_configs.def each");
 
@@ -132,16 +129,18 @@ bool is_possible_grouped(const Fp8GemmPlan& plan) {
 }
 
 Fp8GemmPlan plan_grouped_fp8_gemm(int64_t rows_per_group) {
-    // Whatever the guess, each group takes as many tiles as it has rows for; a bad one costs time only. Up to a tile's
-    // rows the weights are read once, by one CTA an SM whose ring is deep enough to read on between tiles; beyond 64
-    // rows the tensor core matters as much as they do.
+    // Whatever the guess, each group takes as many tiles as it has rows for; a bad one costs time only. Few rows are a
+    // matter of reading the weights, once, by one CTA an SM whose ring is deep enough to read on between tiles. Some
+    // groups have many more rows than others: a tile with room for twice as many, and 32, costs the small ones nothing
+    // and spares the large ones a second reading. Beyond 64 rows the tensor core matters as much as the weights do.
     const bool is_many = rows_per_group > 64;
+    const int64_t room = std::min<int64_t>(std::max<int64_t>(2 * rows_per_group, 32), 64);
     int best = -1;
     for (int config = 0; config < kNumConfigs; ++config) {
         const Fp8GemmConfig& tile = kFp8GemmConfigs[config];
         if (tile.swaps_operands == is_many || tile.num_k_groups > 1 || tile.ctas_per_sm > 1) continue;
         const bool is_better = best < 0 || tile.max_rows < kFp8GemmConfigs[best].max_rows;
-        if (is_many ? tile.is_largest() : tile.max_rows >= rows_per_group && is_better) best = config;
+        if (is_many ? tile.is_largest() : tile.max_rows >= room && is_better) best = config;
     }
     return {best, 1};
 }

@@ -94,11 +94,14 @@ void check_configs() {
                tile.block_n);
         EXPECT(tile.num_stages >= 2 && tile.num_stages % tile.num_k_groups == 0, "%d stages", tile.num_stages);
     }
-    // Every number of rows of a group has a tile.
+    // Every number of rows of a group has a tile, and few rows one with room for as many again.
     for (int64_t rows = 1; rows < 10000; ++rows) {
         const dso::Fp8GemmPlan plan = dso::plan_grouped_fp8_gemm(rows);
-        EXPECT(plan.num_splits == 1 && (plan.tile().max_rows >= rows || !plan.tile().swaps_operands), "%lld rows",
+        EXPECT(plan.tile().swaps_operands == (rows <= 64) && plan.tile().ctas_per_sm == 1, "%lld rows",
                static_cast<long long>(rows));
+        EXPECT(plan.num_splits == 1 &&
+                   (plan.tile().max_rows >= std::min<int64_t>(2 * rows, 64) || !plan.tile().swaps_operands),
+               "%lld rows", static_cast<long long>(rows));
         EXPECT(!plan.tile().swaps_operands || plan.tile().num_k_groups == 1, "%lld rows", static_cast<long long>(rows));
     }
 }
