@@ -44,6 +44,11 @@ class StepsInTurn {
 ///   producer:  acquire -> start copies that complete full[stage]   waits on empty[stage] with parity phase ^ 1
 ///   consumer:  wait    -> use the stage -> release                 waits on full[stage]  with parity phase
 ///
+/// What WGMMA reads has been read when its wait is over. An ordinary load may still be under way when a later `release`
+/// of the same warp has arrived, and then deliver what TMA has written since. So each lane that read a stage by loads
+/// has used what they brought before the release, or executes `fence_proxy_async_shared` between. (A test of the
+/// machine code holds all kernels to that.)
+///
 /// The first `acquire` of each stage passes at once: parity 1 of a fresh barrier counts as completed.
 template <int kNumStages>
 struct Pipeline {

@@ -30,18 +30,17 @@ DSO_DEVICE void begin_promotion(float (&sum)[kCount], const float (&partial)[kCo
         sum[i] = __fmaf_rn(i % 4 < 2 ? upper_scale : lower_scale, partial[i], 0.f);
 }
 
-/// The same as `promote` where the tile's columns have the scales: those of columns 8 * j + 2 * (lane % 4) and of the
-/// next one are `column_scales[j * stride]`, both times `scale`.
-template <int kCount>
-DSO_DEVICE void promote_columns(float (&sum)[kCount], const float (&partial)[kCount], const float2* column_scales,
-                                int stride, float scale) {
+/// The same as `promote` where the tile's columns have the scales: `scales_of(j)` are those of columns 8 * j + 2 *
+/// (lane % 4) and of the next one.
+template <int kCount, typename ScalesOf>
+DSO_DEVICE void promote_columns(float (&sum)[kCount], const float (&partial)[kCount], const ScalesOf& scales_of) {
 #pragma unroll
     for (int j = 0; j < kCount / 4; ++j) {
-        const float even = column_scales[j * stride].x * scale, odd = column_scales[j * stride].y * scale;
-        sum[4 * j + 0] += even * partial[4 * j + 0];
-        sum[4 * j + 1] += odd * partial[4 * j + 1];
-        sum[4 * j + 2] += even * partial[4 * j + 2];
-        sum[4 * j + 3] += odd * partial[4 * j + 3];
+        const float2 scales = scales_of(j);
+        sum[4 * j + 0] += scales.x * partial[4 * j + 0];
+        sum[4 * j + 1] += scales.y * partial[4 * j + 1];
+        sum[4 * j + 2] += scales.x * partial[4 * j + 2];
+        sum[4 * j + 3] += scales.y * partial[4 * j + 3];
     }
 }
 

@@ -12,7 +12,7 @@
 // Work      Per token: a warp takes a patch of 4 rows x 512 columns (1 row where that would leave SMs idle), eight
 //           lanes a block; all of a patch is loaded before any of it is used. Lane i of a block's lanes makes the scale
 //           of row i. See device/patch.cuh.
-//           Per block: a CTA of 256 threads takes a block, 64 elements a thread, kept in registers between the two
+//           Per block: a CTA of 512 threads takes a block, 32 elements a thread, kept in registers between the two
 //           passes over them.
 // Numerics  amax over |x| without NaN; x * inverse rounded once in float32, then to e4m3 (nearest even, saturating).
 //           NaN stays NaN. Bit for bit the reference in deepseek_ops/quantize.py.
@@ -51,30 +51,33 @@ __global__ void __launch_bounds__(kPatchThreads, kCastCtasPerSm<kRows>)
     }
 }
 
-inline constexpr int kPerBlockThreads = 256;
+inline constexpr int kPerBlockThreads = 512;
+/// What registers are meant for: left to itself (0) the compiler saves so many of 16-bit elements' that the last loads
+/// wait until the first are used.
+template <typename T>
+inline constexpr int kPerBlockCtasPerSm = sizeof(T) == 2 ? 2 : 0;
 inline constexpr int kThreadsPerRow = kQuantizeBlock / kChunk;
 inline constexpr int kRowsAtOnce = kPerBlockThreads / kThreadsPerRow;
 inline constexpr int kChunksPerThread = kQuantizeBlock / kRowsAtOnce;
 
 struct CtaMaxima {
-    float of_warp[kPerBlockThreads / 32];
+    uint32_t of_warp[2][kPerBlockThreads / 32];
 };
 
-/// The largest of a value over all threads of the CTA, to all of them.
-DSO_DEVICE float max_over_cta(float x) {
-    auto& of_warp = ptx::static_shared<CtaMaxima>().of_warp;
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFF, x, offset));
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+/// The largest of a value that is not negative over all threads of the CTA, to all of them. The floats' bits are in the
+/// same order as they are. Calls take turns with the places in shared memory: one barrier each is enough.
+DSO_DEVICE float max_over_cta(float x, uint32_t turn) {
+    constexpr uint32_t kNumWarps = kPerBlockThreads / 32;
+    auto& of_warp = ptx::static_shared<CtaMaxima>().of_warp[turn % 2];
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t largest = __reduce_max_sync(0xFFFFFFFF, __float_as_uint(x));
+    if (lane == 0) of_warp[threadIdx.x / 32] = largest;
     __syncthreads();
-#pragma unroll
-    for (int warp = 0; warp < kPerBlockThreads / 32; ++warp) x = fmaxf(x, of_warp[warp]);
-    __syncthreads();  // it may be called again
-    return x;
+    return __uint_as_float(__reduce_max_sync(0xFFFFFFFF, of_warp[lane % kNumWarps]));
 }
 
 template <typename T, bool kVectorized>
-__global__ void __launch_bounds__(kPerBlockThreads)
+__global__ void __launch_bounds__(kPerBlockThreads, kPerBlockCtasPerSm<T>)
     per_block_cast_to_fp8_kernel(const __grid_constant__ PerBlockCastArguments arguments) {
     const int64_t n = arguments.n, k = arguments.k;
     const uint32_t row_in_block = threadIdx.x / kThreadsPerRow;
@@ -84,6 +87,7 @@ __global__ void __launch_bounds__(kPerBlockThreads)
 
     // The next kernel is not let go: it may be a GEMM with b_is_constant, which reads these weights without waiting.
     ptx::grid_dependency_wait();
+    uint32_t turn = 0;
     for (int64_t group = blockIdx.z; group < arguments.num_groups; group += gridDim.z) {
         for (int64_t block = blockIdx.y; block < num_blocks; block += gridDim.y) {
             const int64_t row = block * kQuantizeBlock + row_in_block;
@@ -95,7 +99,8 @@ __global__ void __launch_bounds__(kPerBlockThreads)
                 x[i] = load_chunk<kVectorized>(source + i * kRowsAtOnce * arguments.x_stride_n,
                                                row + i * kRowsAtOnce < n ? columns_left : 0);
 
-            const BlockScale scale = block_scale(max_over_cta(amax_of(x)), arguments.amax_floor, arguments.use_ue8m0);
+            const float amax = max_over_cta(amax_of(x), turn++);
+            const BlockScale scale = block_scale(amax, arguments.amax_floor, arguments.use_ue8m0);
 
             uint8_t* q = arguments.q + (group * n + row) * k + column;
 #pragma unroll

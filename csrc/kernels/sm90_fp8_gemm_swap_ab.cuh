@@ -118,15 +118,20 @@ class Fp8SwapAbConsumer {
             const float sfb = shared_.sfb[state_.stage];
             const auto* sfa = reinterpret_cast<const float2*>(shared_.sfa[state_.stage]) + thread_ % 4;
             if constexpr (kTokens <= 64) {
-                float2 scales[kTokens / 8];  // read while the tensor core works
+                float scales[kTokens / 4];  // read, and used, while the tensor core works
 #pragma unroll
-                for (int j = 0; j < kTokens / 8; ++j) scales[j] = sfa[4 * j];
+                for (int j = 0; j < kTokens / 8; ++j) {
+                    scales[2 * j] = sfa[4 * j].x * sfb;
+                    scales[2 * j + 1] = sfa[4 * j].y * sfb;
+                }
+                ptx::keep_in_order(scales);
                 finish_multiply(partial);
                 release_stage();
-                promote_columns(sum, partial, scales, 1, sfb);
+                promote_columns(sum, partial, [&](int j) { return float2{scales[2 * j], scales[2 * j + 1]}; });
             } else {  // more than there are registers for
                 finish_multiply(partial);
-                promote_columns(sum, partial, sfa, 4, sfb);
+                promote_columns(sum, partial, [&](int j) { return float2{sfa[4 * j].x * sfb, sfa[4 * j].y * sfb}; });
+                ptx::fence_proxy_async_shared();  // the last scales may be on their way still
                 release_stage();
             }
         }
@@ -147,7 +152,7 @@ class Fp8SwapAbConsumer {
     }
 
     DSO_DEVICE void release_stage() {
-        __syncwarp();  // every lane has read its scales
+        __syncwarp();
         if (thread_ % 32 == 0) shared_.pipeline.release(state_);
     }
 

@@ -149,7 +149,8 @@ DSO_DEVICE void k_grouped_consume(KGroupedFp8GemmShared<Shape>& shared, const Te
             const float upper = sfa[0], lower = sfa[8];
             finish_multiply(partial);
             promote_outer(sum, partial, upper, lower, &shared.sfb[state.stage][lane % 4 * 2]);
-            __syncwarp();  // every lane has read its scales
+            ptx::fence_proxy_async_shared();  // the last scales may be on their way still
+            __syncwarp();
             if (lane == 0) shared.pipeline.release(state);
             a.advance(state.stage);
             b.advance(state.stage);

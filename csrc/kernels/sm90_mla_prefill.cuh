@@ -259,9 +259,8 @@ class PrefillCleaner {
 
     DSO_DEVICE void run() {
         uint32_t num_popped = 0, num_tiles = 0, phases = 0;
-        for (;;) {
+        for (;; shared_.queue.pop(num_popped)) {
             const PrefillTile tile = shared_.queue.front(num_popped);
-            shared_.queue.pop(num_popped);
             if (tile.num_rows == 0) return;
             for (int i = tile.first_cut; i < tile.num_key_tiles; ++i) {
                 const uint32_t stage = (num_tiles + i) % 2;
@@ -364,10 +363,11 @@ class PrefillMath {
         return arguments_.is_causal ? tile.visible + row(i) : tile.visible;
     }
 
+    /// The one before is given back: what was read of it has been used by now.
     DSO_DEVICE PrefillTile next_tile() {
-        const PrefillTile tile = shared_.queue.front(num_popped_);
-        shared_.queue.pop(num_popped_);
-        return tile;
+        if (has_tile_) shared_.queue.pop(num_popped_);
+        has_tile_ = true;
+        return shared_.queue.front(num_popped_);
     }
 
     /// Starts the scores of the tile that came last from the queue.
@@ -575,6 +575,7 @@ class PrefillMath {
     const MlaPrefillArguments& arguments_;
     const int warp_, lane_;
     PrefillRing k_, v_;
+    bool has_tile_ = false;
     uint32_t num_popped_ = 0, q_phase_ = 0, turn_phase_ = 0;
 };
 

@@ -67,7 +67,8 @@ DSO_DEVICE void tma_store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
-/// `fence.proxy.async`: orders this thread's ordinary shared-memory writes before later TMA and WGMMA reads of them.
+/// `fence.proxy.async`: orders this thread's ordinary accesses to shared memory before later ones of TMA and WGMMA:
+/// its writes before their reads, and its reads before TMA's writes.
 DSO_DEVICE void fence_proxy_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 }  // namespace dso::ptx
