@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -56,6 +57,8 @@ Results = Mapping[str, Any]
 """What a sweep writes."""
 
 PLANNER = ROOT / "csrc" / "launch" / "mla_decode_plan.cpp"
+NOISE = 0.02
+"""What estimates are taken to be off by: so a fit does not rest on differences that rounding a constant undoes."""
 CLUSTER_SIZES, TILE_ROWS, TILE_KEYS = (1, 2, 4, 8), (16, 64), 64
 
 OFTEN_RUN = (*MLA, *(x for x in MLA_FP8 if replace(x, cache="bf16") in MLA), *MLA_ONE_SCALE)
@@ -97,9 +100,10 @@ def is_plausible(shape: Mla, plan: Plan, num_sms: int) -> bool:
 
 
 def plans(shape: Mla, num_sms: int) -> list[Plan]:
-    """Of each kernel and cluster size up to six plausible ones, whose numbers of parts are about as far apart.
+    """Of each kernel and cluster size up to seven plausible ones, whose numbers of parts are about as far apart.
 
-    Parts are added up eight at a time, so above eight only multiples of it are taken, and the most that there may be.
+    Parts are added up eight at a time, so above eight only multiples of it are taken, and the most that there may be
+    and that run at once: large clusters do not fill all SMs.
     """
     found: list[Plan] = []
     for tile_rows in TILE_ROWS:
@@ -109,7 +113,9 @@ def plans(shape: Mla, num_sms: int) -> list[Plan]:
             if every:
                 (_, least, _), (_, most, _) = every[0], every[-1]
                 spread = [round(least * (most / least) ** (i / 5)) for i in range(5)]
-                parts = sorted({most, *(x if x <= 8 else max(least, x // 8 * 8) for x in spread)})
+                at_once = num_sms * (10 if size > 2 else 11) // 11 // size // num_units(shape, tile_rows)
+                at_once = min(max(at_once, least), most)
+                parts = sorted({most, at_once, *(x if x <= 8 else max(least, x // 8 * 8) for x in spread)})
                 found += [(size, x, tile_rows) for x in parts]
     return found
 
@@ -247,21 +253,37 @@ class Fit:
         if np.isnan(model.estimate(self.cases, model.constants())).any():
             raise ValueError("a plan was timed whose kernel the planner does not know")
 
+    def by_shape(self, times: np.ndarray) -> np.ndarray:
+        return np.append(times, np.inf)[self.places]
+
     def regrets(self, constants: np.ndarray) -> np.ndarray:
         """Of the plans that a planner with these constants takes, for each shape."""
-        estimates, times = (
-            np.append(x, np.inf)[self.places] for x in (self.model.estimate(self.cases, constants), self.times)
-        )
+        estimates, times = map(self.by_shape, (self.model.estimate(self.cases, constants), self.times))
         chosen = np.take_along_axis(times, estimates.argmin(axis=1, keepdims=True), axis=1)
         return chosen[:, 0] / times.min(axis=1) - 1
+
+    def expected_regrets(self, estimates: np.ndarray) -> np.ndarray:
+        """Logarithms of one and what to expect if estimates are off by chance, about as far as NOISE."""
+        estimates, times = map(self.by_shape, (estimates, self.times))
+        chances = (estimates.min(axis=1, keepdims=True) / estimates) ** (1 / NOISE)
+        slower = np.log(times / times.min(axis=1, keepdims=True), where=times < np.inf, out=np.zeros_like(times))
+        return (chances * slower).sum(axis=1) / chances.sum(axis=1)
 
     def error(self, constants: np.ndarray) -> float:
         """Of an estimate, on average; of those of plans near the best above all."""
         return float(self.weights @ np.abs(np.log(self.model.estimate(self.cases, constants) / self.times)))
 
     def loss(self, constants: np.ndarray) -> float:
-        """The mean regret, which is what counts, and some of the error, which leads on where no choice changes."""
-        return float(np.log1p(self.regrets(constants)).mean()) + 0.1 * self.error(constants)
+        """The expected regret beyond that of exact estimates: its mean, which is what counts, and some of the worst.
+
+        And some of the error, which leads on where no choice changes.
+        """
+        estimates = self.model.estimate(self.cases, constants)
+        if not np.isfinite(estimates).all():  # nothing comes from memory
+            return math.inf
+        expected = self.expected_regrets(estimates)
+        excess = np.maximum(expected - self.expected_regrets(self.times), 0)
+        return float(excess.mean() + 0.1 * excess.max()) + 0.1 * self.error(constants)
 
     def search(self, trials: int = 20_000) -> np.ndarray:
         """From the planner's constants on: a few at a time are changed by chance, by little or much; gains are kept.
