@@ -176,7 +176,8 @@ def host(results: Results) -> str:
 
 def generation(results: Results) -> str:
     rows = [[x["model"], x["batch"], f"{x['tokens_per_second']:.0f}"] for x in results["generation"]]
-    return markdown(["model", "batch", "tokens/s"], rows) if rows else NOT_MEASURED
+    notes = [f"Measured with {sources}."] if (sources := older(results["generation"])) else []
+    return "\n\n".join([markdown(["model", "batch", "tokens/s"], rows), *notes]) if rows else NOT_MEASURED
 
 
 def steps(results: Results) -> str:
@@ -189,7 +190,8 @@ def steps(results: Results) -> str:
         for x in found
     ]
     table = markdown(["model", "batch", "context", "us", "floor, us", "of floor"], rows)
-    return "\n\n".join([table, *map(step_ops, found)])
+    notes = [f"Measured with {sources}."] if (sources := older(found)) else []
+    return "\n\n".join([table, *notes, *map(step_ops, found)])
 
 
 def step_ops(step: dict[str, Any]) -> str:
@@ -374,7 +376,7 @@ def load(path: Path) -> Results | None:
 
 
 def load_with_earlier(path: Path) -> Results | None:
-    """The results, and of the run of older sources beside them the ops and the host's calls that they lack."""
+    """The results, and of the run of older sources beside them the ops, host calls and decode steps that they lack."""
     results, before = load(path), load(path.with_stem(f"{path.stem}-before"))
     if results is None or before is None:
         return results
@@ -386,7 +388,10 @@ def load_with_earlier(path: Path) -> Results | None:
         **results,
         "cases": [*results["cases"], *cases],
         "missing": [*results.get("missing", []), *missing],
-        "host": results["host"] or [{**call, **stamp} for call in before["host"]],
+        **{
+            kind: results.get(kind) or [{**row, **stamp} for row in before.get(kind, [])]
+            for kind in ("host", "generation", "steps")
+        },
     }
 
 

@@ -38,9 +38,9 @@ def plans(shape: Gemm, num_sms: int) -> list[tuple[int, ...]]:
             2 if tile["swaps_operands"] else 99
         ):
             continue
-        for splits in (1, 2, 4, 8) if tile["swaps_operands"] else (1,):
+        for splits in (1, 2, 4, 8):
             ctas = row_blocks * -(-shape.n // tile["block_n"]) * splits
-            if splits == 1 or (ctas <= 4 * num_sms and shape.k // 128 >= splits):
+            if splits == 1 or (splits <= tile["most_splits"] and ctas <= 4 * num_sms and shape.k // 128 >= splits):
                 found.append((config, splits))
         left_over = row_blocks * -(-shape.n // tile["block_n"]) % num_sms
         if (tile["block_m"], tile["block_n"]) == (192, 128) and left_over * (shape.k // 128) >= num_sms:

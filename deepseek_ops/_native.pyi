@@ -10,6 +10,7 @@ class Fp8GemmPlan(TypedDict):
     num_stages: int
     swaps_operands: bool
     shared_bytes: int
+    most_splits: int
     num_splits: int
     num_shared_tiles: int
 

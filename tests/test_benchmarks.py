@@ -1066,6 +1066,7 @@ def test_ops_that_a_run_lacks_are_shown_from_the_run_of_older_sources_and_say_so
     before["cases"] = [{**before["cases"][0], "case": "of old"}, other]
     before["missing"] = [{"op": "rope", "case": "of old, too long", "why": report.OUT_OF_TIME}]
     before["host"] = [{"call": "rope", "us": 3.0}]
+    new["generation"] = new["steps"] = []
     before["conditions"] = {**before["conditions"], "csrc_sha256": "0123456789abcdef"}
     (tmp_path / "h200.json").write_text(json.dumps(new))
     assert report.load_with_earlier(tmp_path / "h200.json") == new
@@ -1075,6 +1076,9 @@ def test_ops_that_a_run_lacks_are_shown_from_the_run_of_older_sources_and_say_so
     assert "older csrc/" not in report.table("cast_to_fp8", both)
     assert "Measured with older csrc/ 0123456789ab.\n\nNot measured: of old, too long." in report.table("rope", both)
     assert "| `rope`, older csrc/ 0123456789ab | 1 |" in report.table("summary", both)
+    for kind in ("generation", "steps"):
+        assert len(both[kind]) == len(before[kind]) > 0
+        assert "Measured with older csrc/ 0123456789ab." in report.table(kind, both)
 
 
 def test_cases_from_several_runs_are_said_to_be():

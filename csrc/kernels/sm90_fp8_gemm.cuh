@@ -9,16 +9,21 @@
 // Tile      64 * kNumMGroups rows of a or fewer, BLOCK_N of b, steps of 128 of K; a ring of kNumStages. Persistent,
 //           tiles in a fixed order or as CTAs draw them (row_scheduler.cuh). BLOCK_N divides 128, so one sfb serves a
 //           tile's whole step.
+// Split     Two CTAs of a cluster may share a tile of 128 x 128, each with a half of K. Each adds up and stores 64
+// rows,
+//           and copies its sums of the others to the other CTA. In a cluster a CTA has one tile only.
 // Roles     math warpgroups: 64 rows of a each: WGMMA, promotion, epilogue. Or two of them have the same rows and take
 //           steps in turn: alone, one would leave the tensor core idle while it promotes. The second leaves its sums.
 //           the last warpgroup: three of its warps load (fp8_gemm_producer.cuh); it gives its registers to the others.
 // Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each warp that
 //           multiplies from there.   queue: tiles from the first loading warp to all others.
 //           named 0: the barriers are initialised.   1 and 2: the second group's sums are there, and taken.
+//           Only if split: barrier.cluster says that all CTAs run, all_received that the other's sums are here, named
+//           1 that all warps have read them.
 // Shared    Fp8GemmShared below.
 // Numerics  WGMMA accumulates 128 of K in its own precision; float32 registers take that times sfa * sfb (promote.cuh).
-//           The order of additions depends on k and on whether steps are taken in turn, not on the rest of the tile,
-//           the CTA or the other rows.
+//           The order of additions depends on k, on whether steps are taken in turn and on the split, not on the rest
+//           of the tile, the CTA or the other rows.
 // Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
@@ -33,7 +38,7 @@
 namespace dso {
 
 /// One line of launch/fp8_gemm_configs.def, for the compiler.
-template <int kNumMGroups_, int BLOCK_N_, int kNumKGroups_, int kNumStages_>
+template <int kNumMGroups_, int BLOCK_N_, int kNumKGroups_, int kNumStages_, int kMostSplits = 1>
 struct Fp8GemmShape {
     static constexpr int kNumMGroups = kNumMGroups_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
     static constexpr int kNumMathWarpgroups = kNumMGroups * kNumKGroups;
@@ -42,13 +47,14 @@ struct Fp8GemmShape {
     static constexpr int kNumStageWarps = 4 * kNumMGroups;  // a stage is one k group's
     static constexpr int kScaleRun = kMaxRows + 4;  // floats of sfa that a step loads: a run starts at a multiple of 4
     static constexpr int kNumPanels = ceil_div(BLOCK_N, 64);  // of 64 columns: what TMA stores
-    static constexpr bool kCanSplit = false;
+    static constexpr bool kCanSplit = kMostSplits > 1;
 
     // Registers a thread, of 65,536 in all: what the producer needs, and as many as the math warpgroups can have.
     static constexpr int kProducerRegisters = 56;
     static constexpr int kMathRegisters = kNumMathWarpgroups == 3 ? 152 : 224;
 
     static_assert(128 % BLOCK_N == 0, "one sfb a tile: BLOCK_N must divide the scale block");
+    static_assert(!kCanSplit || (kMostSplits == 2 && kNumMGroups == 2 && BLOCK_N == 128), "64 rows for each CTA");
     static_assert(kNumMathWarpgroups <= 3,
                   "more math warpgroups leave too few registers for 64 x 128 sums and partials");
     static_assert(kNumKGroups == 1 || (kNumKGroups == 2 && kNumMGroups == 1), "one group leaves sums to one other");
@@ -58,13 +64,17 @@ template <typename Shape>
 struct Fp8GemmShared {
     alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * Shape::BLOCK_K];
     alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
-    // A warp's 16 rows of the output, 64 columns each. (TMA's swizzle goes by the address: whole atoms.)
-    alignas(kSwizzleAtomBytes) uint8_t panels[4 * Shape::kNumMGroups][Shape::kNumPanels][16 * kSwizzleBytes];
+    union {
+        // A warp's 16 rows of the output, 64 columns each. (TMA's swizzle goes by the address: whole atoms.)
+        alignas(kSwizzleAtomBytes) uint8_t panels[4 * Shape::kNumMGroups][Shape::kNumPanels][16 * kSwizzleBytes];
+        float received[4][Shape::kCanSplit ? Shape::BLOCK_N / 2 : 1][32];  // of the other CTA, as its lanes had them
+    };
     float left_sums[Shape::kNumKGroups > 1 ? Shape::BLOCK_N / 2 : 1][Shape::kNumKGroups > 1 ? 128 : 1];
     alignas(128) float sfa[Shape::kNumStages][align_up(Shape::kScaleRun, 32)];  // TMA writes to multiples of 128
     float sfb[Shape::kNumStages];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
     TileQueue queue;
+    uint64_t all_received;
 };
 
 template <typename Shape>
@@ -91,8 +101,9 @@ class Fp8GemmConsumer {
         for (;; shared_.queue.pop(num_tiles_)) {
             const GemmTile& tile = shared_.queue.front(num_tiles_);
             if (tile.num_rows == 0) break;
-            const int num_steps = steps_.of_tile(ceil_div(arguments_.k, Shape::BLOCK_K));
-            if (tile.num_rows > warp_ / 4 * 64) {
+            const SplitK split = split_k<Shape>(arguments_.k);
+            const int num_steps = steps_.of_tile(split.last - split.first);
+            if (tile.num_rows > warp_ / 4 * 64 || is_split()) {
                 compute(tile, num_steps);
             } else {
                 pass_over(num_steps);
@@ -100,6 +111,7 @@ class Fp8GemmConsumer {
         }
         if (has_left_sums_) ptx::named_barrier_sync(kSumsTaken, Shape::kNumMathThreads);
         if (lane_ == 0) ptx::tma_store_wait_read<0>();  // shared memory must outlive the last store's reads
+        if (is_split()) ptx::cluster_wait();            // and the copies from it
     }
 
   private:
@@ -131,6 +143,12 @@ class Fp8GemmConsumer {
         if constexpr (Shape::kNumKGroups > 1) {
             if (k_group_ != 0) return leave(sum);
             take(sum);
+        }
+        if constexpr (Shape::kCanSplit) {
+            if (is_split()) {
+                if (warp_ / 4 != static_cast<int>(ptx::cluster_rank())) return send(sum);
+                add_received(sum);
+            }
         }
         if (output_.is_bf16 && !output_.accumulate) {
             store_bf16(sum, tile, is_own);
@@ -172,6 +190,38 @@ class Fp8GemmConsumer {
 #pragma unroll
         for (int i = 0; i < kNumSums; ++i) sum[i] += shared_.left_sums[i][threadIdx.x % 128];
         ptx::named_barrier_arrive(kSumsTaken, Shape::kNumMathThreads);
+    }
+
+    DSO_DEVICE static bool is_split() { return Shape::kCanSplit && ptx::cluster_size() > 1; }
+
+    /// To the CTA that owns the rows, by way of the warp's rows of a, which only the warp itself reads.
+    DSO_DEVICE void send(const float (&sum)[kNumSums]) {
+        constexpr int kRowsBytes = 16 * Shape::BLOCK_K;
+        constexpr int kSums = kRowsBytes / (32 * sizeof(float));  // of a lane, that a stage has room for
+        static_assert(Shape::kNumStages * kSums >= kNumSums, "the sums fit into the stages");
+        const auto room = [&](int stage) { return reinterpret_cast<float*>(shared_.a[stage] + warp_ * kRowsBytes); };
+        // One by one: four at a time would have to lie in neighbouring registers, and then in the banks of partials.
+#pragma unroll
+        for (int i = 0; i < kNumSums; ++i) room(i / kSums)[i % kSums * 32 + lane_] = sum[i];
+        ptx::fence_proxy_async_shared();
+        __syncwarp();
+        ptx::cluster_wait();  // the other CTA runs, and its barrier is initialised
+        if (lane_ < kNumSums / kSums)
+            ptx::copy_to_cluster_async(ptx::cluster_address(shared_.received[warp_ % 4][lane_ * kSums], warp_ / 4),
+                                       room(lane_), kRowsBytes, ptx::cluster_address(&shared_.all_received, warp_ / 4));
+        __syncwarp();
+        ptx::cluster_arrive();
+    }
+
+    /// Of two summands it does not matter which comes first.
+    DSO_DEVICE void add_received(float (&sum)[kNumSums]) {
+        ptx::cluster_wait();
+        ptx::mbarrier_wait(&shared_.all_received, 0);
+        __syncwarp();
+        ptx::cluster_arrive();  // what was sent to this CTA has left the other
+#pragma unroll
+        for (int i = 0; i < kNumSums; ++i) sum[i] += shared_.received[warp_ % 4][i][lane_];
+        ptx::named_barrier_sync(1, 128);  // the panels take their place
     }
 
     DSO_DEVICE void advance() {
@@ -275,17 +325,22 @@ __global__ void __launch_bounds__(Shape::kNumThreads, 1)
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0);
     constexpr int kProducerWarp = Shape::kNumMathThreads / 32;
 
+    const int size = Shape::kCanSplit ? static_cast<int>(ptx::cluster_size()) : 1;
     if (warp == kProducerWarp) {
+        if (Shape::kCanSplit && threadIdx.x % 32 == 0) ptx::mbarrier_init(&shared.all_received, 1);
         init_fp8_gemm<Shape>(shared, maps, arguments, Shape::kNumThreads);
+        if (Shape::kCanSplit && threadIdx.x % 32 == 0)
+            ptx::mbarrier_arrive_expect_tx(&shared.all_received, sizeof(shared.received));
     } else {
         ptx::named_barrier_sync(0, Shape::kNumThreads);
     }
+    if (size > 1) ptx::cluster_arrive();
     ptx::grid_launch_dependents();
 
     if (warp >= kProducerWarp) {
         ptx::setmaxnreg_dec<Shape::kProducerRegisters>();
         if (warp < kProducerWarp + kNumLoaderWarps)
-            produce_fp8_gemm<Shape>(shared, maps, arguments, warp - kProducerWarp, blockIdx.x, gridDim.x);
+            produce_fp8_gemm<Shape>(shared, maps, arguments, warp - kProducerWarp, blockIdx.x / size, gridDim.x / size);
     } else {
         ptx::setmaxnreg_inc<Shape::kMathRegisters>();
         Fp8GemmConsumer<Shape>(shared, &maps.d, arguments, output, warp).run();

@@ -59,7 +59,7 @@ DSO_API dso_status dso_fp8_gemm_workspace(const dso_fp8_gemm* gemm, int64_t* num
 // CTAs share, step by step.
 typedef struct dso_fp8_gemm_plan {
     int config;  // its place in fp8_gemm_configs.def
-    int block_m, block_n, num_k_groups, num_stages, swaps_operands, shared_bytes;
+    int block_m, block_n, num_k_groups, num_stages, swaps_operands, shared_bytes, most_splits;
     int num_splits, num_shared_tiles;
 } dso_fp8_gemm_plan;
 
@@ -67,7 +67,7 @@ typedef struct dso_fp8_gemm_plan {
 DSO_API dso_status dso_plan_fp8_gemm(int64_t m, int64_t n, int64_t k, int batch_invariant, int num_sms,
                                      dso_fp8_gemm_plan* plan);
 
-// dso_fp8_gemm_nt by a plan of one's own: any config; 1, 2, 4 or 8 splits where it swaps operands; and shared tiles,
+// dso_fp8_gemm_nt by a plan of one's own: any config; 1, 2, 4 or 8 splits up to its most; and shared tiles,
 // with a step of k for each SM at least, of the largest config. These need dso_fp8_gemm_sharing_bytes of workspace.
 DSO_API dso_status dso_fp8_gemm_nt_by_plan(const dso_fp8_gemm* gemm, int config, int num_splits, int num_shared_tiles,
                                            dso_stream stream);

@@ -18,7 +18,7 @@ struct Fp8GemmLaunch {
 };
 
 /// One line of fp8_gemm_configs.def each (fp8_gemm_instance.cuh).
-template <int kNumMGroups, int BLOCK_N, int kNumKGroups, int kNumStages>
+template <int kNumMGroups, int BLOCK_N, int kNumKGroups, int kNumStages, int kMostSplits = 1>
 dso_status launch_fp8_gemm(const Fp8GemmLaunch& launch);
 template <int kMaxRows, int BLOCK_N, int kNumKGroups, int kNumStages, int kCtasPerSm>
 dso_status launch_fp8_swap_ab(const Fp8GemmLaunch& launch);

@@ -18,8 +18,9 @@ constexpr int kNumConfigs = static_cast<int>(std::size(kFp8GemmConfigs));
 // Fitted to the times of all plans on an H200 (benchmarks/sweep_plans.py, docs/fp8_gemm.md), in microseconds. They are
 // there to rank plans: taken by itself, none of them is a measurement.
 constexpr double kLaunch = 1.29;
-constexpr double kReduction = 0.42;  // of sums between two CTAs of a cluster
-constexpr double kDoubling = 0.07;   // of their number
+constexpr double kReduction = 0.42;      // of sums between two CTAs of a cluster
+constexpr double kTallReduction = 3.26;  // where these are of 128 x 128
+constexpr double kDoubling = 0.07;       // of their number
 constexpr double kBytesPerMicrosecond = 4.40e6;
 constexpr double kIdle = 0.34;     // SMs without a CTA are missed by the memory, too
 constexpr double kSharing = 0.64;  // CTAs that share an SM hinder each other
@@ -38,6 +39,7 @@ constexpr Cost kCosts[] = {
     {0.232, 0.49}, {0.196, 0.17}, {0.308, 0.50}, {0.256, 0.68},  // swapped, 64 weights: 8 and 16 rows
     {0.393, 0.16}, {0.259, 1.06}, {0.300, 0.76}, {0.191, 0.97},  // 32 and 64 rows
     {0.174, 1.56}, {0.190, 1.78}, {0.420, 1.50}, {0.820, 1.21},  // 128 weights: 16, 32, 64 and 128 rows
+    {0.46, 0.6},                                                 // tall, 128 x 128, whose k two CTAs can share
 };
 static_assert(std::size(kCosts) == kNumConfigs, "a line of fp8_gemm_configs.def each");
 
@@ -59,7 +61,8 @@ double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, 
     const double memory = bytes / kBytesPerMicrosecond * (1 + kIdle * idle) * (is_wide ? kWide : 1);
     const double reread = tile.swaps_operands ? kReread * static_cast<double>(num_row_blocks - 1) * memory : 0;
     const double work = num_rounds * (num_steps * cost.step * slower + cost.tile);
-    const double reduction = kReduction + kDoubling * (std::log2(plan.num_splits) - 1);
+    const double reduction =
+        tile.swaps_operands ? kReduction + kDoubling * (std::log2(plan.num_splits) - 1) : kTallReduction;
     const double exchange = shares_tiles ? kExchange : plan.num_splits > 1 ? reduction : 0;
     return kLaunch + std::max(memory, work) + reread + exchange;
 }
@@ -93,7 +96,8 @@ bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int n
     if (plan.num_shared_tiles != 0)
         return plan.num_splits == 1 && plan.num_shared_tiles == tiles_to_share(plan, m, n, k, num_sms);
     if (plan.num_splits == 1) return true;
-    if (!plan.tile().swaps_operands || (plan.num_splits != 2 && plan.num_splits != 4 && plan.num_splits != 8))
+    if (plan.num_splits > plan.tile().most_splits ||
+        (plan.num_splits != 2 && plan.num_splits != 4 && plan.num_splits != 8))
         return false;
     return num_steps >= plan.num_splits && num_tiles * plan.num_splits <= INT_MAX;
 }
@@ -111,7 +115,7 @@ Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant,
         const Fp8GemmConfig& tile = kFp8GemmConfigs[config];
         if (tile.swaps_operands && m > 2 * tile.max_rows) continue;
         if (tile.max_rows > 64 && tile.max_rows >= 2 * m) continue;  // half of it for nothing
-        for (int num_splits = 1; num_splits <= 8; num_splits *= 2) {
+        for (int num_splits = 1; num_splits <= tile.most_splits; num_splits *= 2) {
             const Fp8GemmPlan plan{config, num_splits};
             if (!is_possible(plan, m, n, k, num_sms) || (batch_invariant && !adds_in_order(plan))) continue;
             if (num_splits > 1 && !fits_at_once(plan, plan.num_tiles(m, n) * num_splits, num_sms)) continue;
@@ -153,8 +157,8 @@ extern "C" dso_status dso_plan_fp8_gemm(int64_t m, int64_t n, int64_t k, int bat
         return dso::fail(DSO_INVALID, "a GEMM is planned for m, n, k and num_sms of at least 1");
     const dso::Fp8GemmPlan chosen = dso::plan_fp8_gemm(m, n, k, batch_invariant != 0, num_sms);
     const dso::Fp8GemmConfig& tile = chosen.tile();
-    *plan = {chosen.config,       tile.max_rows,       tile.block_n,      tile.num_k_groups,      tile.num_stages,
-             tile.swaps_operands, tile.shared_bytes(), chosen.num_splits, chosen.num_shared_tiles};
+    *plan = {chosen.config,       tile.max_rows,       tile.block_n,     tile.num_k_groups, tile.num_stages,
+             tile.swaps_operands, tile.shared_bytes(), tile.most_splits, chosen.num_splits, chosen.num_shared_tiles};
     return DSO_OK;
 }
 

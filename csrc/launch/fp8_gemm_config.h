@@ -12,13 +12,15 @@ struct Fp8GemmConfig {
     int num_m_groups;  // warpgroups beside each other, 64 rows of a each, unless operands are swapped
     int num_k_groups;  // that take a step of k in turn
     int max_rows, block_n, num_stages, ctas_per_sm;
+    int most_splits;  // CTAs of a cluster that can share k
 
-    static constexpr Fp8GemmConfig tall(int num_m_groups, int block_n, int num_k_groups, int num_stages) {
-        return {false, num_m_groups, num_k_groups, 64 * num_m_groups, block_n, num_stages, 1};
+    static constexpr Fp8GemmConfig tall(int num_m_groups, int block_n, int num_k_groups, int num_stages,
+                                        int most_splits = 1) {
+        return {false, num_m_groups, num_k_groups, 64 * num_m_groups, block_n, num_stages, 1, most_splits};
     }
     static constexpr Fp8GemmConfig swapped(int max_rows, int block_n, int num_k_groups, int num_stages,
                                            int ctas_per_sm) {
-        return {true, 1, num_k_groups, max_rows, block_n, num_stages, ctas_per_sm};
+        return {true, 1, num_k_groups, max_rows, block_n, num_stages, ctas_per_sm, 8};
     }
 
     /// The tile of GEMMs of many rows, for which there is a kernel of its own where these are dense.

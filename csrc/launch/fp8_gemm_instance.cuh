@@ -18,11 +18,11 @@ dso_status launch_fp8_gemm_kernel(const Fp8GemmLaunch& launch, int num_threads) 
     return launch_kernel(kernel, shape, launch.maps, launch.arguments, launch.output);
 }
 
-template <int kNumMGroups, int BLOCK_N, int kNumKGroups, int kNumStages>
+template <int kNumMGroups, int BLOCK_N, int kNumKGroups, int kNumStages, int kMostSplits>
 dso_status launch_fp8_gemm(const Fp8GemmLaunch& launch) {
-    using Shape = Fp8GemmShape<kNumMGroups, BLOCK_N, kNumKGroups, kNumStages>;
+    using Shape = Fp8GemmShape<kNumMGroups, BLOCK_N, kNumKGroups, kNumStages, kMostSplits>;
     using Shared = Fp8GemmShared<Shape>;
-    constexpr Fp8GemmConfig config = Fp8GemmConfig::tall(kNumMGroups, BLOCK_N, kNumKGroups, kNumStages);
+    constexpr Fp8GemmConfig config = Fp8GemmConfig::tall(kNumMGroups, BLOCK_N, kNumKGroups, kNumStages, kMostSplits);
     static_assert(sizeof(Shared) <= config.shared_bytes(), "the planner's view of a tile is the kernel's");
     if constexpr (config.is_largest()) {
         using DenseShared = Fp8GemmDenseShared<Shape>;

@@ -178,7 +178,8 @@ py::dict plan_as_dict(const dso_fp8_gemm_plan& plan) {
     return py::dict("config"_a = plan.config, "block_m"_a = plan.block_m, "block_n"_a = plan.block_n,
                     "num_k_groups"_a = plan.num_k_groups, "num_stages"_a = plan.num_stages,
                     "swaps_operands"_a = plan.swaps_operands != 0, "shared_bytes"_a = plan.shared_bytes,
-                    "num_splits"_a = plan.num_splits, "num_shared_tiles"_a = plan.num_shared_tiles);
+                    "most_splits"_a = plan.most_splits, "num_splits"_a = plan.num_splits,
+                    "num_shared_tiles"_a = plan.num_shared_tiles);
 }
 
 py::dict fp8_gemm_plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, int num_sms) {
@@ -190,8 +191,9 @@ py::dict fp8_gemm_plan(int64_t m, int64_t n, int64_t k, bool batch_invariant, in
 py::list fp8_gemm_configs() {
     py::list configs;
     for (const dso::Fp8GemmConfig& tile : dso::kFp8GemmConfigs)
-        configs.append(plan_as_dict({static_cast<int>(configs.size()), tile.max_rows, tile.block_n, tile.num_k_groups,
-                                     tile.num_stages, tile.swaps_operands, tile.shared_bytes(), 1, 0}));
+        configs.append(
+            plan_as_dict({static_cast<int>(configs.size()), tile.max_rows, tile.block_n, tile.num_k_groups,
+                          tile.num_stages, tile.swaps_operands, tile.shared_bytes(), tile.most_splits, 1, 0}));
     return configs;
 }
 

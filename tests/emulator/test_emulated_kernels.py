@@ -34,8 +34,8 @@ INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
 TILES = fp8_gemm_tiles()
 PLANS = [
     (config, splits)
-    for config, (kind, _) in enumerate(TILES)
-    for splits in ((1, 2, 4, 8) if kind == "DSO_FP8_SWAP_AB" else (1,))
+    for config, (kind, numbers) in enumerate(TILES)
+    for splits in ((1, 2, 4, 8) if kind == "DSO_FP8_SWAP_AB" else (1, 2) if numbers[4:] == (2,) else (1,))
 ]
 
 
