@@ -9,9 +9,8 @@
 // Tile      64 * kNumMGroups rows of a or fewer, BLOCK_N of b, steps of 128 of K; a ring of kNumStages. Persistent,
 //           tiles in a fixed order or as CTAs draw them (row_scheduler.cuh). BLOCK_N divides 128, so one sfb serves a
 //           tile's whole step.
-// Split     Two CTAs of a cluster may share a tile of 128 x 128, each with a half of K. Each adds up and stores 64
-// rows,
-//           and copies its sums of the others to the other CTA. In a cluster a CTA has one tile only.
+// Split     Two CTAs of a cluster may share a tile of 128 x 128, each with a half of K. Each adds up and stores 64 of
+//           its rows, and copies its sums of the others to the other CTA. In a cluster a CTA has one tile only.
 // Roles     math warpgroups: 64 rows of a each: WGMMA, promotion, epilogue. Or two of them have the same rows and take
 //           steps in turn: alone, one would leave the tensor core idle while it promotes. The second leaves its sums.
 //           the last warpgroup: three of its warps load (fp8_gemm_producer.cuh); it gives its registers to the others.
