@@ -137,7 +137,14 @@ class Fp8GemmConsumer {
 #pragma unroll
             for (float& x : sum) x = 0.f;
         }
-        for (int i = num_steps; i > 1; --i) multiply<false>(sum, row);
+        int num_left = num_steps - 1;
+        if constexpr (Shape::kNumKGroups == 1) {
+            const bool ends_early = ends_with_half_a_step(arguments_.k) && !is_split();
+            for (; num_left > ends_early; --num_left) multiply<false>(sum, row);
+            if (num_left > 0) multiply<false, Shape::BLOCK_K / 2>(sum, row);
+        } else {
+            for (; num_left > 0; --num_left) multiply<false>(sum, row);
+        }
 
         if constexpr (Shape::kNumKGroups > 1) {
             if (k_group_ != 0) return leave(sum);
@@ -157,14 +164,14 @@ class Fp8GemmConsumer {
     }
 
     /// A step; the first gives the sums their values. `row` is the thread's upper one in the run of sfa.
-    template <bool kIsFirst>
+    template <bool kIsFirst, int kDepth = Shape::BLOCK_K>
     DSO_DEVICE void multiply(float (&sum)[kNumSums], int row) {
         shared_.pipeline.wait(state_);
         const float sfb = shared_.sfb[state_.stage];
         const float* sfa = &shared_.sfa[state_.stage][row];
         const float upper = sfa[0] * sfb, lower = sfa[8] * sfb;
         float partial[kNumSums];
-        start_multiply<Shape::BLOCK_N>(partial, a_.get(), b_.get());
+        start_multiply<Shape::BLOCK_N, kDepth>(partial, a_.get(), b_.get());
         finish_multiply(partial);
         release_stage();
         if constexpr (kIsFirst) {

@@ -136,7 +136,10 @@ class Fp8GemmDenseConsumer {
     DSO_DEVICE void compute(const StreamKPiece& piece, const Place& place, bool has_last_step) {
         float sum[kNumSums];
         multiply<true>(sum);
-        for (int i = piece.last_step - piece.first_step; i > 1; --i) multiply<false>(sum);
+        const bool ends_early = has_last_step && ends_with_half_a_step(arguments_.k);
+        int num_left = piece.last_step - piece.first_step - 1;
+        for (; num_left > ends_early; --num_left) multiply<false>(sum);
+        if (num_left > 0) multiply<false, Shape::BLOCK_K / 2>(sum);
         if (!has_last_step) return sums_of(blockIdx.x).leave(sum);
         for (int i = 1; i <= piece.num_before; ++i) sums_of(blockIdx.x - i).take(sum);
         store_tile_by_tma(shared_.panels[warpgroup_], map_d_, sum, 1 + warpgroup_,
@@ -144,7 +147,7 @@ class Fp8GemmDenseConsumer {
     }
 
     /// A step; the first gives the sums their values.
-    template <bool kIsFirst>
+    template <bool kIsFirst, int kDepth = Shape::BLOCK_K>
     DSO_DEVICE void multiply(float (&sum)[kNumSums]) {
         const uint64_t a = advance_descriptor(base_a_, state_.stage * sizeof(shared_.a[0]));
         const uint64_t b = advance_descriptor(base_b_, state_.stage * sizeof(shared_.b[0]));
@@ -153,7 +156,7 @@ class Fp8GemmDenseConsumer {
         const float upper = shared_.sfa[state_.stage][scale_row_] * sfb;
         const float lower = shared_.sfa[state_.stage][scale_row_ + 8] * sfb;
         float partial[kNumSums];
-        start_multiply<Shape::BLOCK_N>(partial, a, b);
+        start_multiply<Shape::BLOCK_N, kDepth>(partial, a, b);
         finish_multiply(partial);
         release_stage();
         if constexpr (kIsFirst) {

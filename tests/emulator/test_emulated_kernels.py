@@ -153,6 +153,15 @@ def test_shared_tiles_are_overwritten_or_added_to_in_both_types(dtype, accumulat
     assert_gemm_close(got, want, LIMITS[dtype])
 
 
+@pytest.mark.parametrize("k", [64, 80, 160, 192, 208, 576])
+def test_half_a_step_at_the_end_changes_no_bit(k, kernels):
+    """Of the tall tiles, which leave out what is beyond k, and of the swapped ones, which multiply zeros."""
+    operands = mn_major(quantized_operands(200, 136, k, "cpu"))
+    want = dense(kernels, operands, plan=(swapped(64, 64), 1))
+    for config in (MANY_ROWS, tall(2, 128), tall(1, 64)):
+        assert torch.equal(bits(dense(kernels, operands, plan=(config, 1))), bits(want))
+
+
 @pytest.mark.parametrize("num_sms", [3, 4])
 def test_the_packages_own_choice_shares_tiles_and_is_right(num_sms, kernels):
     kernels.use(num_sms)
