@@ -20,7 +20,9 @@ DSO_DEVICE void start_multiply(float (&partial)[N / 2], uint64_t a, uint64_t b) 
 }
 
 /// Whether the last step of K is half a one: what is beyond are zeros, and need not be multiplied.
-DSO_DEVICE bool ends_with_half_a_step(int k) { return k % kSwizzleBytes != 0 && k % kSwizzleBytes <= kSwizzleBytes / 2; }
+DSO_DEVICE bool ends_with_half_a_step(int k) {
+    return k % kSwizzleBytes != 0 && k % kSwizzleBytes <= kSwizzleBytes / 2;
+}
 
 /// Starts `sum += a @ b.T` of bfloat16 over 64 of K, likewise. Steps may follow one another without a wait between.
 template <int N>

@@ -23,7 +23,8 @@
 // Numerics  WGMMA accumulates 128 of K in its own precision; float32 registers take that times sfa * sfb (promote.cuh).
 //           The order of additions depends on k, on whether steps are taken in turn and on the split, not on the rest
 //           of the tile, the CTA or the other rows.
-// Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros.
+// Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros; of a last step that ends in its
+//           first half the second is not multiplied.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 

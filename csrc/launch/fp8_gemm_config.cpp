@@ -49,9 +49,9 @@ double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, 
     const int64_t num_row_blocks = ceil_div<int64_t>(m, tile.max_rows);
     const int64_t num_tiles = plan.num_tiles(m, n), num_ctas = num_tiles * plan.num_splits;
     const bool ends_early = !tile.swaps_operands && tile.num_k_groups == 1 && plan.num_splits == 1;  // with half a step
-    const double num_steps =
-        ends_early ? 0.5 * static_cast<double>(ceil_div<int64_t>(k, 64))
-                   : static_cast<double>(ceil_div<int64_t>(ceil_div<int64_t>(k, 128), plan.num_splits));
+    const double num_steps = ends_early
+                                 ? 0.5 * static_cast<double>(ceil_div<int64_t>(k, 64))
+                                 : static_cast<double>(ceil_div<int64_t>(ceil_div<int64_t>(k, 128), plan.num_splits));
     const bool shares_tiles = plan.num_shared_tiles > 0;
     const double num_rounds = shares_tiles
                                   ? static_cast<double>(num_tiles) / num_sms
