@@ -24,7 +24,7 @@ from benchmarks import peers  # noqa: E402
 from benchmarks.bench_gemm import operands  # noqa: E402
 from benchmarks.shapes import Gemm  # noqa: E402
 from deepseek_ops import _native, bench  # noqa: E402
-from tests.test_gemm_plans import CONFIGS, num_sms, run_plan  # noqa: E402
+from tests.test_gemm_plans import CONFIGS, num_sms, run_plan, sharing_workspace  # noqa: E402
 
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
 
@@ -51,11 +51,14 @@ def plans(shape: Gemm, num_sms: int) -> list[tuple[int, ...]]:
 def sweep(shape: Gemm, constant: bool, with_peers: bool) -> dict[str, Any]:
     inputs = [operands(shape, seed) for seed in range(bench.num_input_sets(shape.num_bytes))]
     chosen = _native.fp8_gemm_plan(shape.m, shape.n, shape.k)
+    workspace = sharing_workspace()  # one for all: to fill it takes as long as a small GEMM
     calls: dict[str, list[bench.Call]] = {}
     for plan in plans(shape, num_sms()):
         outs = [torch.empty(shape.m, shape.n, dtype=torch.bfloat16, device="cuda") for _ in inputs]
         pairs = zip(inputs, outs, strict=True)
-        calls["/".join(map(str, plan))] = [partial(run_plan, plan, *x[:4], out, constant) for x, out in pairs]
+        calls["/".join(map(str, plan))] = [
+            partial(run_plan, plan, *x[:4], out, constant, workspace) for x, out in pairs
+        ]
     if with_peers:
         calls["deep_gemm"] = [peers.dense_gemm()["deep_gemm"](*x) for x in inputs]
     measured = bench.measure(calls, replays=7, warm_up=0.05)

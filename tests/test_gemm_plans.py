@@ -32,17 +32,30 @@ class Gemm(ctypes.Structure):
     ]
 
 
+def sharing_workspace() -> Tensor:
+    """What shared tiles need, of any content."""
+    library = ctypes.CDLL(library_path("kernels"))
+    library.dso_fp8_gemm_sharing_bytes.restype = ctypes.c_int64
+    return torch.full((library.dso_fp8_gemm_sharing_bytes(num_sms()),), 90, dtype=torch.uint8, device="cuda")
+
+
 def run_plan(
-    plan: tuple[int, ...], a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor, out: Tensor, b_is_constant: bool = False
+    plan: tuple[int, ...],
+    a: Tensor,
+    sfa: Tensor,
+    b: Tensor,
+    sfb: Tensor,
+    out: Tensor,
+    b_is_constant: bool = False,
+    workspace: Tensor | None = None,
 ) -> Tensor:
-    """`plan` is a config, a number of splits and, unless none, of shared tiles."""
+    """`plan` is a config, a number of splits and, unless none, of shared tiles, which get a workspace of their own
+    where none is given."""
     library = ctypes.CDLL(library_path("kernels"))
     library.dso_fp8_gemm_nt_by_plan.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p]
-    library.dso_fp8_gemm_sharing_bytes.restype = ctypes.c_int64
     config, splits, num_shared = (*plan, 0)[:3]
-    workspace = None
-    if num_shared:
-        workspace = torch.full((library.dso_fp8_gemm_sharing_bytes(num_sms()),), 90, dtype=torch.uint8, device="cuda")
+    if num_shared and workspace is None:
+        workspace = sharing_workspace()
     pointers = (x.data_ptr() for x in (a, sfa, b, sfb, out))
     strides = (a.stride(0), b.stride(0), out.stride(0), *sfa.stride(), *sfb.stride())
     room = workspace.data_ptr() if workspace is not None else None
