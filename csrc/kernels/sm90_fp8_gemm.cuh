@@ -23,8 +23,8 @@
 // Numerics  WGMMA accumulates 128 of K in its own precision; float32 registers take that times sfa * sfb (promote.cuh).
 //           The order of additions depends on k, on whether steps are taken in turn and on the split, not on the rest
 //           of the tile, the CTA or the other rows.
-// Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros; of a last step that ends in its
-//           first half the second is not multiplied.
+// Limits    k % 16 == 0, n % 8 == 0, any m >= 1. TMA fills what is outside with zeros. Where a last of several steps
+//           ends in its first half the second is not multiplied, unless steps are taken in turn or split.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 

@@ -20,8 +20,8 @@
 // Shared    Fp8GemmDenseShared below.
 // Numerics  As sm90_fp8_gemm.cuh, and bit for bit the same but for shared tiles: their parts are added in descending
 //           order of k, and their bits depend on the number of CTAs.
-// Limits    k % 16 == 0, n % 8 == 0, m >= BLOCK_M. TMA fills what is outside with zeros and cuts off the store; of a
-//           last step that ends in its first half the second is not multiplied.
+// Limits    k % 16 == 0, n % 8 == 0, m >= BLOCK_M. TMA fills what is outside with zeros and cuts off the store.
+//           Where a last of several steps ends in its first half the second is not multiplied.
 // Source    DeepSeek-V3 report, arXiv:2412.19437, section 3.3.   Launched by launch/fp8_gemm.cu.   docs/fp8_gemm.md
 #pragma once
 
