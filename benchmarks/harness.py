@@ -73,20 +73,25 @@ class Case:
     """What the tensor cores multiply, which says how fast they can be."""
 
 
-def ours(op: str, writes: int | None = None) -> dict[str, Prepare]:
-    """The provider under test: the op itself, on its arguments by position.
+def called(op: str, *flags: bool, writes: int | None = None) -> Prepare:
+    """The op, on its arguments by position and these `flags` after them.
 
     An op that writes into an argument returns nothing: its calls return that argument, the one at `writes`.
     """
 
     def prepare(*arguments: Any) -> Call:
         def call() -> object:
-            returned = OPS[op](*arguments)
+            returned = OPS[op](*arguments, *flags)
             return returned if writes is None else arguments[writes]
 
         return call
 
-    return {OURS: prepare}
+    return prepare
+
+
+def ours(op: str, writes: int | None = None) -> dict[str, Prepare]:
+    """The provider under test: the op itself."""
+    return {OURS: called(op, writes=writes)}
 
 
 def op_case(

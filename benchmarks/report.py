@@ -71,6 +71,7 @@ OURS = "deepseek_ops"
 VARIANTS = {
     "batch_invariant": ("fp8_gemm_nt", "batch_invariant=True"),
     "b_in_flight": ("fp8_gemm_nt", "b_is_constant=False"),
+    "masked_in_flight": ("m_grouped_fp8_gemm_nt_masked_out", "b_is_constant=False"),
     "batch_invariant_decode": ("mla_decode", "batch_invariant=True"),
     "ragged_decode": ("mla_decode", "cu_seqlens_q"),
 }

@@ -267,6 +267,7 @@ def m_grouped_fp8_gemm_nt_masked(
     *,
     expected_m: int | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
+    b_is_constant: bool = False,
 ) -> Tensor:
     """`d[i, r] = (a[i, r] * sfa[i, r]) @ (b[i] * sfb[i]).T` for the rows `r < masked_m[i]` of each group i.
 
@@ -278,6 +279,7 @@ def m_grouped_fp8_gemm_nt_masked(
         masked_m: `[g]` int32, rows of each group, clamped to `[0, max_m]`.
         expected_m: a guess of `masked_m`'s mean, at least 1. It helps to choose a tile and changes no result.
         out_dtype: bfloat16 or float32.
+        b_is_constant: as in `fp8_gemm_nt`. It helps where few rows are expected.
 
     Returns:
         `[g, max_m, n]` in `out_dtype`; zeros in the rows from `masked_m[i]` on.
@@ -286,7 +288,7 @@ def m_grouped_fp8_gemm_nt_masked(
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above, or `expected_m` is below 1.
     """
-    return _m_grouped_fp8_gemm_nt_masked(a, sfa, b, sfb, masked_m, expected_m, out_dtype)
+    return _m_grouped_fp8_gemm_nt_masked(a, sfa, b, sfb, masked_m, expected_m, out_dtype, b_is_constant)
 
 
 def m_grouped_fp8_gemm_nt_masked_out(
@@ -299,11 +301,12 @@ def m_grouped_fp8_gemm_nt_masked_out(
     *,
     expected_m: int | None = None,
     accumulate: bool = False,
+    b_is_constant: bool = False,
 ) -> None:
     """`m_grouped_fp8_gemm_nt_masked` into `out`, where the rows from `masked_m[i]` on stay untouched.
 
     Args:
-        a, sfa, b, sfb, masked_m, expected_m: as in `m_grouped_fp8_gemm_nt_masked`.
+        a, sfa, b, sfb, masked_m, expected_m, b_is_constant: as in `m_grouped_fp8_gemm_nt_masked`.
         out: `[g, max_m, n]` bfloat16 or float32, rows at multiples of 16 bytes, sharing no memory with the inputs.
         accumulate: `out += d`, added in float32 and rounded once.
 
@@ -311,7 +314,7 @@ def m_grouped_fp8_gemm_nt_masked_out(
         TypeError: a dtype is not as above.
         ValueError: a shape, stride, alignment or device is not as above, or `expected_m` is below 1.
     """
-    _m_grouped_fp8_gemm_nt_masked_out(a, sfa, b, sfb, masked_m, out, expected_m, accumulate)
+    _m_grouped_fp8_gemm_nt_masked_out(a, sfa, b, sfb, masked_m, out, expected_m, accumulate, b_is_constant)
 
 
 def _check_masked_operands(
@@ -338,6 +341,7 @@ def _check_masked(
     masked_m: Tensor,
     expected_m: int | None,
     out_dtype: torch.dtype,
+    b_is_constant: bool = False,
 ) -> None:
     check = Checker("m_grouped_fp8_gemm_nt_masked")
     _check_masked_operands(check, a, sfa, b, sfb, masked_m, expected_m)
@@ -353,6 +357,7 @@ def _check_masked_out(
     out: Tensor,
     expected_m: int | None,
     accumulate: bool,
+    b_is_constant: bool = False,
 ) -> None:
     check = Checker("m_grouped_fp8_gemm_nt_masked_out")
     shape = _check_masked_operands(check, a, sfa, b, sfb, masked_m, expected_m)
@@ -377,6 +382,7 @@ def m_grouped_fp8_gemm_nt_masked_reference(
     masked_m: Tensor,
     expected_m: int | None,
     out_dtype: torch.dtype,
+    b_is_constant: bool = False,
 ) -> Tensor:
     d, _ = masked_product(a, sfa, b, sfb, masked_m)
     return d.to(out_dtype)
@@ -391,6 +397,7 @@ def m_grouped_fp8_gemm_nt_masked_out_reference(
     out: Tensor,
     expected_m: int | None,
     accumulate: bool,
+    b_is_constant: bool = False,
 ) -> None:
     d, owned = masked_product(a, sfa, b, sfb, masked_m)
     write_owned(out, d, owned[..., None], accumulate)
@@ -398,9 +405,9 @@ def m_grouped_fp8_gemm_nt_masked_out_reference(
 
 _m_grouped_fp8_gemm_nt_masked = register_op(
     "m_grouped_fp8_gemm_nt_masked(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor masked_m, SymInt? expected_m, "
-    "ScalarType out_dtype) -> Tensor",
+    "ScalarType out_dtype, bool b_is_constant=False) -> Tensor",
     check=_check_masked,
-    fake=lambda a, sfa, b, sfb, masked_m, expected_m, out_dtype: a.new_empty(
+    fake=lambda a, sfa, b, sfb, masked_m, expected_m, out_dtype, *flags: a.new_empty(
         (*a.shape[:2], b.shape[1]), dtype=out_dtype
     ),
     reference=m_grouped_fp8_gemm_nt_masked_reference,
@@ -408,7 +415,7 @@ _m_grouped_fp8_gemm_nt_masked = register_op(
 
 _m_grouped_fp8_gemm_nt_masked_out = register_op(
     "m_grouped_fp8_gemm_nt_masked_out(Tensor a, Tensor sfa, Tensor b, Tensor sfb, Tensor masked_m, Tensor(a!) out, "
-    "SymInt? expected_m, bool accumulate) -> ()",
+    "SymInt? expected_m, bool accumulate, bool b_is_constant=False) -> ()",
     check=_check_masked_out,
     fake=lambda *args: None,
     reference=m_grouped_fp8_gemm_nt_masked_out_reference,

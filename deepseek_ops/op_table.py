@@ -348,13 +348,13 @@ GROUPED_GEMM = {
     ),
     "m_grouped_fp8_gemm_nt_masked": Case(
         "4 groups, 229 of 512 x 192 x 256",
-        lambda device: (*_masked_operands(device), None, torch.bfloat16),
+        lambda device: (*_masked_operands(device), None, torch.bfloat16, False),
         masked_gemm,
         BF16,
     ),
     "m_grouped_fp8_gemm_nt_masked_out": Case(
         "4 groups, 229 of 512 x 192 x 256",
-        lambda device: (*_masked_operands(device), _zeros(GROUPS, ROWS, 192, device=device), 64, False),
+        lambda device: (*_masked_operands(device), _zeros(GROUPS, ROWS, 192, device=device), 64, False, True),
         masked_gemm,
         5e-4,
         lambda arguments, _: arguments[5],

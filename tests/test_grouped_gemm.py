@@ -176,9 +176,9 @@ def test_padding_changes_no_bit_of_live_rows(device):
 # --------------------------------------------------------------------------------------------- masked layout
 
 
-def masked_operands(device, counts, max_m):
+def masked_operands(device, counts, max_m, n=N):
     g = len(counts)
-    x, w = torch.randn(g, max_m, K, device=device).bfloat16(), torch.randn(g, N, K, device=device).bfloat16()
+    x, w = torch.randn(g, max_m, K, device=device).bfloat16(), torch.randn(g, n, K, device=device).bfloat16()
     return *per_token_cast_to_fp8(x), *per_block_cast_to_fp8(w), int32(counts, device)
 
 
@@ -209,6 +209,16 @@ def test_what_is_expected_changes_nothing(device):
     want = m_grouped_fp8_gemm_nt_masked(*args)
     for expected_m in (1, 14, 10**6):
         assert torch.equal(m_grouped_fp8_gemm_nt_masked(*args, expected_m=expected_m), want)
+
+
+@pytest.mark.parametrize("n", [N, 4096])
+@pytest.mark.parametrize("counts", [(20, 3, 17), (20, 0, 17), (0, 0, 0), (70, 1, 70)], ids=str)
+def test_weights_that_are_constant_change_no_bit(counts, n, device):
+    """They are read before it is known which groups have rows, and how many: (20, 3, 17) are as guessed."""
+    args = masked_operands(device, counts, 70, n=n)
+    want = m_grouped_fp8_gemm_nt_masked(*args, expected_m=16)
+    for _ in range(20):
+        assert torch.equal(m_grouped_fp8_gemm_nt_masked(*args, expected_m=16, b_is_constant=True), want)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

@@ -16,8 +16,9 @@
 namespace dso {
 
 /// The tiles of this CTA, or cluster, in order. All lanes of one warp ask together, and all get the answer.
-/// A tile has up to kMaxRows rows of A, a multiple of kRowStep except at the end of a group.
-template <int kMaxRows, int kRowStep, int BLOCK_N>
+/// A tile has up to kMaxRows rows of A, a multiple of kRowStep except at the end of a group, and BLOCK_N columns of D;
+/// or half as many, among the last ones, where kColumnStep allows.
+template <int kMaxRows, int kRowStep, int BLOCK_N, int kColumnStep = BLOCK_N>
 class RowScheduler {
   public:
     DSO_DEVICE RowScheduler(const RowSchedule& schedule, int cta, int num_ctas)
@@ -42,7 +43,7 @@ class RowScheduler {
         if (next_ >= num_row_blocks_ * num_n_blocks_) return false;
         const Tile at = place(next_, schedule_.m, kMaxRows);
         const int first_row = at.m_block * kMaxRows;
-        tile = {first_row, min(schedule_.m - first_row, kMaxRows), 0, 0, at.n_block};
+        tile = {first_row, min(schedule_.m - first_row, kMaxRows), 0, 0, at.n_block * BLOCK_N, BLOCK_N};
         return true;
     }
 
@@ -76,7 +77,8 @@ class RowScheduler {
             close_after_last_draw();
             return false;
         }
-        const int owner = __ffs(__ballot_sync(0xFFFFFFFF, last_tile_ > next_)) - 1;
+        const int half = next_ - first_half_, index = half < 0 ? next_ : first_half_ + half / 2;
+        const int owner = __ffs(__ballot_sync(0xFFFFFFFF, last_tile_ > index)) - 1;
         const int num_rows = __shfl_sync(0xFFFFFFFF, num_rows_, owner);
         const int first_row = __shfl_sync(0xFFFFFFFF, first_row_, owner);
         const int last_tile = __shfl_sync(0xFFFFFFFF, last_tile_, owner);
@@ -84,12 +86,18 @@ class RowScheduler {
         const int num_blocks = ceil_div(num_rows, kMaxRows);
         // Blocks of equal height, as far as the step allows: 222 rows are 128 and 94, not 192 and 30.
         const int height = align_up(ceil_div(num_rows, num_blocks), kRowStep);
-        const int in_group = next_ - (last_tile - num_blocks * num_n_blocks_);
+        const int in_group = index - (last_tile - num_blocks * num_n_blocks_);
         const Tile at = num_blocks == 2 ? rasterize(in_group, num_blocks, num_n_blocks_)  // alike, and b is read once
                                         : place(in_group, num_rows, height);
         const int in_run = at.m_block * height;
         const bool masked = schedule_.row_layout == RowLayout::kMasked;
-        tile = {first_row + in_run, min(num_rows - in_run, height), masked ? group : 0, group, at.n_block};
+        tile = {first_row + in_run,   min(num_rows - in_run, height),
+                masked ? group : 0,   group,
+                at.n_block * BLOCK_N, BLOCK_N};
+        if (half >= 0) {
+            tile.num_columns = BLOCK_N / 2;
+            tile.first_column += half % 2 * tile.num_columns;
+        }
         return true;
     }
 
@@ -117,7 +125,19 @@ class RowScheduler {
         }
         last_tile_ += chunk_end_;
         chunk_end_ = __shfl_sync(0xFFFFFFFF, last_tile_, 31);
+        if constexpr (kColumnStep < BLOCK_N) halve_last_tiles();
         return true;
+    }
+
+    /// Of a mask, the tiles that make no full wave, where half the columns each make nearly one: CTAs that have none
+    /// would leave the others to read alone, more slowly. A half is read with half as many bytes on their way, so that
+    /// where there are few of them they take longer.
+    DSO_DEVICE void halve_last_tiles() {
+        const int num_left = chunk_end_ % step_;
+        const bool can_halve = schedule_.row_layout == RowLayout::kMasked && schedule_.counter;
+        if (!can_halve || schedule_.num_groups > 32 || 2 * num_left > step_ || 8 * num_left < 3 * step_) return;
+        first_half_ = chunk_end_ - num_left;
+        chunk_end_ += num_left;
     }
 
     /// Offsets never decrease: each counts as the largest so far.
@@ -179,7 +199,8 @@ class RowScheduler {
     int num_n_blocks_, num_row_blocks_, next_, step_;
     bool has_tile_ = false, has_drawn_ = false;
     int chunk_ = 0, chunk_end_ = 0,
-        rows_end_ = 0;  // the next chunk's first candidate; the ends of this one's tiles, rows
+        rows_end_ = 0;             // the next chunk's first candidate; the ends of this one's tiles, rows
+    int first_half_ = 0x7FFFFFFF;  // each tile from here on is two, of half as many columns
     int group_ = 0, first_row_ = 0, num_rows_ = 0, last_tile_ = 0;  // of this lane's run; one past its last tile
 };
 

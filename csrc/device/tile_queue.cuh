@@ -7,9 +7,9 @@ namespace dso {
 
 /// A tile of a GEMM of one or more groups: which rows of A meet which rows of B.
 struct GemmTile {
-    int first_row, num_rows;  // of A, within its matrix; no rows: there is no further tile
-    int a_matrix, b_matrix;   // which of the matrices that A and B consist of; A's is D's, too
-    int n_block;
+    int first_row, num_rows;        // of A, within its matrix; no rows: there is no further tile
+    int a_matrix, b_matrix;         // which of the matrices that A and B consist of; A's is D's, too
+    int first_column, num_columns;  // of D, which are rows of B; they may be beyond its last
 };
 
 /// A ring of two tiles; lives in shared memory. Each side counts what it has pushed or popped.

@@ -18,6 +18,7 @@ struct Fp8GemmArguments {
     RowSchedule schedule;
     int k;
     int a_box_rows;      // what map a loads at a time: a kMaxBoxes-th of a tile's rows, or more
+    int b_box_rows;      // what map b does: a tile's columns, or half of them where tiles may be so narrow
     bool sfa_by_tma;     // else gathered
     bool b_is_constant;  // b may be read before the grids that this one depends on have ended
     const float* sfa;    // [a matrices, m, ceil(k / 128)], strides below

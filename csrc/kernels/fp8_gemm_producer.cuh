@@ -33,26 +33,101 @@ DSO_DEVICE SplitK split_k(int k) {
     return {num_k_blocks * rank / size, num_k_blocks * (rank + 1) / size};
 }
 
-/// The tiles, and b. Dense tiles are known beforehand, and a constant b may be read at once.
+/// A step of `tile`'s columns of b, in boxes, of which a narrow tile has fewer. By one lane.
+template <typename Shape, typename Shared>
+DSO_DEVICE void load_step_of_b(Shared& shared, const TensorMap* map_b, const Fp8GemmArguments& arguments,
+                               const GemmTile& tile, int k_block, uint32_t stage, uint64_t* barrier) {
+    const int box_rows = arguments.b_box_rows;
+    ptx::mbarrier_arrive_expect_tx(barrier, tile.num_columns * Shape::BLOCK_K);
+#pragma unroll
+    for (int i = 0; i < Shape::BLOCK_N / Shape::kColumnStep; ++i) {
+        if (i * box_rows < tile.num_columns)
+            ptx::tma_load_3d(shared.b[stage] + i * box_rows * Shape::BLOCK_K, map_b, barrier, k_block * Shape::BLOCK_K,
+                             tile.first_column + i * box_rows, tile.b_matrix);
+    }
+}
+
+/// The first stages of b, asked for before anybody may know which tile this CTA has first: that of its number, if every
+/// group has some rows, and no more than one block of them. By the warp that loads b.
+template <typename Shape, typename Shared>
+class GuessedTile {
+  public:
+    using State = typename Pipeline<Shape::kNumStages>::State;
+
+    DSO_DEVICE GuessedTile(Shared& shared, const TensorMap* map_b, const Fp8GemmArguments& arguments, int cta)
+        : shared_(shared), map_b_(map_b), arguments_(arguments) {
+        const RowSchedule& schedule = arguments.schedule;
+        if (!Shape::kGuesses || !arguments.b_is_constant || schedule.row_layout != RowLayout::kMasked) return;
+        const int num_n_blocks = ceil_div(schedule.n, Shape::BLOCK_N);
+        guessed_.b_matrix = cta / num_n_blocks;
+        guessed_.first_column = cta % num_n_blocks * Shape::BLOCK_N;
+        guessed_.num_columns = Shape::BLOCK_N;
+        if (guessed_.b_matrix >= schedule.num_groups) return;
+        num_stages_ = min(ceil_div(arguments.k, Shape::BLOCK_K), Shape::kNumStages);
+        if (threadIdx.x % 32 == 0) {
+            for (int i = 0; i < num_stages_; ++i) ptx::mbarrier_init(&shared.guessed[i], 1);
+            ptx::fence_mbarrier_init();
+        }
+        __syncwarp();
+        for (int i = 0; i < num_stages_; ++i) {
+            if (ptx::elect_one()) load_step_of_b<Shape>(shared, map_b, arguments, guessed_, i, i, &shared.guessed[i]);
+        }
+    }
+
+    /// Hands the stages on as the first of `tile`: how many. Where that is another than the guessed one, its bytes take
+    /// the place of those.
+    DSO_DEVICE int settle(const GemmTile& tile, State& state) {
+        const bool is_right = tile.b_matrix == guessed_.b_matrix && tile.first_column == guessed_.first_column &&
+                              tile.num_columns == guessed_.num_columns;
+        const int num_stages = num_stages_;
+        for (int i = 0; i < num_stages; ++i, state.advance()) {
+            ptx::mbarrier_wait(&shared_.guessed[i], 0);
+            if (!ptx::elect_one()) continue;
+            uint64_t* full = &shared_.pipeline.full[i];
+            if (is_right) {
+                ptx::mbarrier_arrive(full);
+            } else {
+                load_step_of_b<Shape>(shared_, map_b_, arguments_, tile, i, i, full);
+            }
+        }
+        num_stages_ = 0;
+        return num_stages;
+    }
+
+    /// Shared memory must outlive the loads, even if there is no tile.
+    DSO_DEVICE void drop() const {
+        for (int i = 0; i < num_stages_; ++i) ptx::mbarrier_wait(&shared_.guessed[i], 0);
+    }
+
+  private:
+    Shared& shared_;
+    const TensorMap* map_b_;
+    const Fp8GemmArguments& arguments_;
+    GemmTile guessed_{};
+    int num_stages_ = 0;
+};
+
+/// The tiles, and b. A constant b may be read at once, where tiles are known beforehand, as dense ones are, or guessed.
 template <typename Shape, typename Shared>
 DSO_DEVICE void schedule_and_load_b(Shared& shared, const TensorMap* map_b, const Fp8GemmArguments& arguments, int cta,
                                     int num_ctas) {
+    GuessedTile<Shape, Shared> guess(shared, map_b, arguments, cta);
     if (!arguments.b_is_constant || arguments.schedule.row_layout != RowLayout::kDense) ptx::grid_dependency_wait();
-    RowScheduler<Shape::kMaxRows, Shape::kRowStep, Shape::BLOCK_N> scheduler(arguments.schedule, cta, num_ctas);
+    RowScheduler<Shape::kMaxRows, Shape::kRowStep, Shape::BLOCK_N, Shape::kColumnStep> scheduler(arguments.schedule,
+                                                                                                 cta, num_ctas);
     const SplitK split = split_k<Shape>(arguments.k);
     typename Pipeline<Shape::kNumStages>::State state;
     uint32_t num_tiles = 0;
     for (GemmTile tile; scheduler.next(tile);) {
         shared.queue.push(num_tiles, tile);
-        const int row = tile.n_block * Shape::BLOCK_N;
-        for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
+        for (int k_block = split.first + guess.settle(tile, state); k_block < split.last; ++k_block, state.advance()) {
             shared.pipeline.acquire(state);
-            if (!ptx::elect_one()) continue;
-            uint64_t* full = &shared.pipeline.full[state.stage];
-            ptx::mbarrier_arrive_expect_tx(full, Shape::BLOCK_N * Shape::BLOCK_K);
-            ptx::tma_load_3d(shared.b[state.stage], map_b, full, k_block * Shape::BLOCK_K, row, tile.b_matrix);
+            if (ptx::elect_one())
+                load_step_of_b<Shape>(shared, map_b, arguments, tile, k_block, state.stage,
+                                      &shared.pipeline.full[state.stage]);
         }
     }
+    guess.drop();
     shared.queue.push(num_tiles, {});
 }
 
@@ -94,7 +169,7 @@ DSO_DEVICE void load_scales(Shared& shared, const TensorMap* map_sfa, const Fp8G
         const GemmTile tile = shared.queue.front(num_tiles);
         if (tile.num_rows == 0) return;
         const int first_row = tile.first_row / 4 * 4;  // TMA wants runs of float32 to start at multiples of 16 bytes
-        const int block = tile.n_block * Shape::BLOCK_N / 128;
+        const int block = tile.first_column / 128;
         const float* sfb = arguments.sfb + tile.b_matrix * arguments.sfb_stride_matrix +
                            block * arguments.sfb_stride_n + split.first * arguments.sfb_stride_k;
         const int offset = Shape::kScaleRun > Shape::kMaxRows ? tile.first_row - first_row : 0;

@@ -117,7 +117,7 @@ class Bf16SwapAbConsumer {
     template <int kTokens>
     DSO_DEVICE void store(const float (&sum)[kTokens / 2], const GemmTile& tile) {
         const int thread = ptx::compute_here(thread_), warp = thread / 32, lane = thread % 32;
-        const int column = tile.n_block * Shape::BLOCK_N + n_group_ * 64 + warp * 16 + lane % 4 * 2;
+        const int column = tile.first_column + n_group_ * 64 + warp * 16 + lane % 4 * 2;
 #pragma unroll
         for (int j = 0; j < kTokens / 8; ++j) {
             const int token = 8 * j + lane / 4;
@@ -175,7 +175,7 @@ DSO_DEVICE void produce_bf16_gemm(Bf16SwapAbShared<Shape>& shared, const Bf16Gem
         const bool two_boxes = Shape::kBoxRows < Shape::kMaxRows && tile.num_rows > Shape::kBoxRows;
         // What a shuffle from lane 0 gives is known to be uniform, and in the loop nothing is left to find out.
         const int first_row = __shfl_sync(0xFFFFFFFF, tile.first_row, 0);
-        const int row_of_b = __shfl_sync(0xFFFFFFFF, tile.n_block * Shape::BLOCK_N, 0);
+        const int row_of_b = __shfl_sync(0xFFFFFFFF, tile.first_column, 0);
         const int b_matrix = __shfl_sync(0xFFFFFFFF, tile.b_matrix, 0);
         const uint32_t num_bytes = kWeightBytes + (two_boxes ? 2 : 1) * kBoxBytes;
         for (int step = 0; step < num_steps; ++step, state.advance()) {

@@ -43,11 +43,12 @@ struct Fp8GemmShape {
     static constexpr int kNumMGroups = kNumMGroups_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
     static constexpr int kNumMathWarpgroups = kNumMGroups * kNumKGroups;
     static constexpr int kMaxRows = 64 * kNumMGroups, kRowStep = 64, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
+    static constexpr int kColumnStep = BLOCK_N;
     static constexpr int kNumMathThreads = 128 * kNumMathWarpgroups, kNumThreads = kNumMathThreads + 128;
     static constexpr int kNumStageWarps = 4 * kNumMGroups;  // a stage is one k group's
     static constexpr int kScaleRun = kMaxRows + 4;  // floats of sfa that a step loads: a run starts at a multiple of 4
     static constexpr int kNumPanels = ceil_div(BLOCK_N, 64);  // of 64 columns: what TMA stores
-    static constexpr bool kCanSplit = kMostSplits > 1;
+    static constexpr bool kCanSplit = kMostSplits > 1, kGuesses = false;
 
     // Registers a thread, of 65,536 in all: what the producer needs, and as many as the math warpgroups can have.
     static constexpr int kProducerRegisters = 56;
@@ -74,6 +75,7 @@ struct Fp8GemmShared {
     float sfb[Shape::kNumStages];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
     TileQueue queue;
+    uint64_t guessed[Shape::kGuesses ? Shape::kNumStages : 1];  // b of the first tile (GuessedTile)
     uint64_t all_received;
 };
 
@@ -270,7 +272,7 @@ class Fp8GemmConsumer {
     DSO_DEVICE void store_by_tma(const GemmTile& tile, int row) {
 #pragma unroll
         for (int panel = 0; panel < Shape::kNumPanels; ++panel) {
-            const int column = tile.n_block * Shape::BLOCK_N + panel * 64;
+            const int column = tile.first_column + panel * 64;
             if (column < arguments_.schedule.n && row < tile.num_rows)
                 ptx::tma_store_3d(map_d_, shared_.panels[warp_][panel], column, tile.first_row + row, tile.a_matrix);
         }
@@ -282,7 +284,7 @@ class Fp8GemmConsumer {
 #pragma unroll 1
         for (int i = lane; i < 16 * Shape::BLOCK_N / 8; i += 32) {
             const int r = i / (Shape::BLOCK_N / 8), chunk = i % (Shape::BLOCK_N / 8);
-            const int column = tile.n_block * Shape::BLOCK_N + 8 * chunk;
+            const int column = tile.first_column + 8 * chunk;
             if (column >= arguments_.schedule.n || !is_owned(arguments_.schedule, tile, row + r)) continue;
             const uint8_t* value = shared_.panels[warp_][chunk / 8] + swizzled_offset(r, chunk % 8);
             auto* d = static_cast<uint16_t*>(output_.d) + row_offset(output_, tile, row + r) + column;
@@ -299,7 +301,7 @@ class Fp8GemmConsumer {
             const int64_t first = row_offset(output_, tile, row);
 #pragma unroll
             for (int j = 0; j < Shape::BLOCK_N / 8; ++j) {
-                const int column = tile.n_block * Shape::BLOCK_N + 8 * j + 2 * (lane % 4);
+                const int column = tile.first_column + 8 * j + 2 * (lane % 4);
                 const float* x = &sum[4 * j + 2 * half];
                 if (column >= arguments_.schedule.n) continue;
                 store_element(output_, first + column, x[0]);

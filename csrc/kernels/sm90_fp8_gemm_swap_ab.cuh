@@ -10,7 +10,8 @@
 // tokens cost few of the tensor core's columns, and most of a stage's bytes are weights.
 //
 // Tile      BLOCK_N = 64 or 128 rows of b, up to kMaxRows rows of a, steps of 128 of K; a ring of kNumStages.
-//           A tile of half as many rows, or fewer, multiplies half as many columns.
+//           A tile of half as many rows of a, or fewer, multiplies half as many. Among a mask's last tiles some may
+//           have 64 rows of b instead of 128 (row_scheduler.cuh): one warpgroup's.
 // Split     A cluster of s CTAs shares a tile, each with an s-th of K, and kNumKGroups warpgroups share the steps of a
 //           CTA in turn. Each copies its sums to their owners' shared memory, but for its own, and those add them up in
 //           order. In a cluster a CTA has one tile only.
@@ -19,6 +20,7 @@
 // Barriers  full[stage]: the bytes of TMA and the arrivals of cp.async.   empty[stage]: one arrival of each warp that
 //           multiplies from there.   queue: tiles from the first loading warp to all others.
 //           named 0: the barriers are initialised.   1 + 64-row block: math threads, in the epilogue.
+//           guessed[stage]: bytes of b that were asked for before the first tile was known (GuessedTile).
 //           Only if split: barrier.cluster says that all CTAs run, all_received that the others' sums are here.
 // Shared    Fp8SwapAbShared below.
 // Numerics  As sm90_fp8_gemm.cuh, and unsplit, of one group along k, bit for bit the same: the order of additions then
@@ -41,14 +43,14 @@ namespace dso {
 template <int kMaxRows_, int BLOCK_N_, int kNumKGroups_, int kNumStages_, int kCtasPerSm_>
 struct Fp8SwapAbShape {
     static constexpr int kMaxRows = kMaxRows_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
-    static constexpr int kRowStep = 8, kCtasPerSm = kCtasPerSm_;
+    static constexpr int kRowStep = 8, kColumnStep = 64, kCtasPerSm = kCtasPerSm_;
     static constexpr int BLOCK_N = BLOCK_N_, BLOCK_K = 128, kNumNGroups = BLOCK_N / 64;
     static constexpr int kNumMathThreads = 128 * kNumKGroups * kNumNGroups;
     static constexpr int kNumThreads = kNumMathThreads + 32 * kNumLoaderWarps;
     static constexpr int kScaleRun = kMaxRows;              // floats of sfa that a step loads
     static constexpr int kNumStageWarps = 4 * kNumNGroups;  // a stage is one group's
     static constexpr int kSumPitch = BLOCK_N + 4;           // floats of a token's sums in shared memory
-    static constexpr bool kCanSplit = true;
+    static constexpr bool kCanSplit = true, kGuesses = BLOCK_N == 128;
     static_assert(BLOCK_N == 64 || BLOCK_N == 128, "one sfb a tile: BLOCK_N must divide the scale block");
 };
 
@@ -64,6 +66,7 @@ struct Fp8SwapAbShared {
     float sfb[Shape::kNumStages];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
     TileQueue queue;
+    uint64_t guessed[Shape::kGuesses ? Shape::kNumStages : 1];  // b of the first tile (GuessedTile)
     uint64_t all_received;
 };
 
@@ -89,7 +92,9 @@ class Fp8SwapAbConsumer {
         for (;; shared_.queue.pop(num_tiles_)) {
             const GemmTile& tile = shared_.queue.front(num_tiles_);
             if (tile.num_rows == 0) return;
-            if constexpr (Shape::kMaxRows >= 32) {
+            if (n_group_ * 64 >= tile.num_columns) {
+                pass_over();
+            } else if constexpr (Shape::kMaxRows >= 32) {
                 constexpr int kHalf = Shape::kMaxRows / 2;
                 const int width = tile.num_rows > kHalf ? Shape::kMaxRows : kHalf;
                 if (width == kHalf) {
@@ -104,6 +109,15 @@ class Fp8SwapAbConsumer {
     }
 
   private:
+    /// None of the tile's columns are this warpgroup's.
+    DSO_DEVICE void pass_over() {
+        const SplitK split = split_k<Shape>(arguments_.k);
+        for (int i = steps_.of_tile(split.last - split.first); i > 0; --i, advance()) {
+            shared_.pipeline.wait(state_);
+            release_stage();
+        }
+    }
+
     template <int kTokens>
     DSO_DEVICE void compute(const GemmTile& tile) {
         float sum[kTokens / 2], partial[kTokens / 2];
@@ -170,7 +184,7 @@ class Fp8SwapAbConsumer {
                                    ptx::pack_bf16x2(sum[4 * j + 2], sum[4 * j + 3]));
         }
         ptx::named_barrier_sync(barrier, 128);
-        const int first_column = tile.n_block * Shape::BLOCK_N + n_group_ * 64;
+        const int first_column = tile.first_column + n_group_ * 64;
 #pragma unroll
         for (int i = thread; i < kTokens * 8; i += 128) {
             const int token = i / 8, chunk = i % 8, column = first_column + 8 * chunk;
@@ -184,7 +198,7 @@ class Fp8SwapAbConsumer {
     template <int kTokens>
     DSO_DEVICE void store_direct(const float (&sum)[kTokens / 2], const GemmTile& tile) {
         const int thread = ptx::compute_here(thread_), warp = thread / 32, lane = thread % 32;
-        const int column = tile.n_block * Shape::BLOCK_N + n_group_ * 64 + warp * 16 + lane / 4;
+        const int column = tile.first_column + n_group_ * 64 + warp * 16 + lane / 4;
 #pragma unroll
         for (int j = 0; j < kTokens / 4; ++j) {
             const int token = 8 * (j / 2) + 2 * (lane % 4) + j % 2;
@@ -239,7 +253,7 @@ class Fp8SwapAbConsumer {
 
         for (int i = threadIdx.x; i < rows_of(rank) * kChunks; i += Shape::kNumMathThreads) {
             const int owned = i / kChunks, chunk = i % kChunks, token = rank * num_owned + owned;
-            const int column = tile.n_block * Shape::BLOCK_N + 8 * chunk;
+            const int column = tile.first_column + 8 * chunk;
             if (column >= arguments_.schedule.n || !is_owned(arguments_.schedule, tile, token)) continue;
             float total[8] = {};
             for (int part = 0; part < num_parts; ++part) {

@@ -74,8 +74,11 @@ dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmL
     DSO_TRY(encode_tensor_map(
         {gemm.a, matrices, gemm.m, k, group.a_stride_group, gemm.a_stride, 1, arguments.a_box_rows, 128, true},
         &launch.maps.a));
+    // The last tiles may have half the columns.
+    const bool halves = x.row_layout == RowLayout::kMasked && tile.swaps_operands && tile.block_n == 128;
+    arguments.b_box_rows = halves ? tile.block_n / 2 : tile.block_n;
     DSO_TRY(encode_tensor_map(
-        {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, tile.block_n, 128, true},
+        {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, arguments.b_box_rows, 128, true},
         &launch.maps.b));
     arguments.sfa_by_tma = brings_sfa_by_tma(x, tile);
     const bool stores_by_tma =

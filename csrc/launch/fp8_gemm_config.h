@@ -31,7 +31,7 @@ struct Fp8GemmConfig {
 
     /// What the kernel's shared memory comes to at most (static_assert in fp8_gemm_instance.cuh).
     constexpr int shared_bytes() const {
-        const int scales = (scale_run() + 31) / 32 * 128 + 4, barriers = 2 * 8;
+        const int scales = (scale_run() + 31) / 32 * 128 + 4, barriers = (swaps_operands ? 3 : 2) * 8;
         const int stage = (max_rows + block_n) * 128 + scales + barriers;
         const int output = swaps_operands ? num_k_groups * max_rows * (block_n + 4) * 4
                                           : max_rows * (std::max(block_n, 64) * 2 + (num_k_groups - 1) * block_n * 4);

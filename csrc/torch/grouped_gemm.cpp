@@ -12,6 +12,7 @@ constexpr int64_t kBlock = 128;
 struct Operands {
     const Tensor &a, &sfa, &b, &sfb, &layout;
     const char* op;
+    bool b_is_constant = false;
 
     bool masked() const { return a.dim() == 3; }
     int64_t row_dim() const { return masked() ? 1 : 0; }
@@ -59,7 +60,7 @@ void run(const Operands& x, dso_row_layout row_layout, int64_t expected_m, Tenso
                   out.scalar_type() == ScalarType::BFloat16 ? DSO_BF16 : DSO_F32,
                   accumulate,
                   true,
-                  false,
+                  x.b_is_constant,
                   nullptr};
     if (x.masked()) {
         group.a_stride_group = x.a.stride(0);
@@ -129,8 +130,9 @@ Operands offsets_of(const Tensor& a, const Tensor& sfa, const Tensor& b, const T
     return x;
 }
 
-Operands masked(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, const Tensor& masked_m) {
-    const Operands x{a, sfa, b, sfb, masked_m, "m_grouped_fp8_gemm_nt_masked"};
+Operands masked(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb, const Tensor& masked_m,
+                bool b_is_constant) {
+    const Operands x{a, sfa, b, sfb, masked_m, "m_grouped_fp8_gemm_nt_masked", b_is_constant};
     require(a.dim() == 3 && b.dim() == 3, x.op);
     check_operands(x, b.size(0));
     return x;
@@ -163,15 +165,16 @@ void m_grouped_fp8_gemm_nt_offsets_out(const Tensor& a, const Tensor& sfa, const
 }
 
 Tensor m_grouped_fp8_gemm_nt_masked(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
-                                    const Tensor& masked_m, std::optional<int64_t> expected_m, ScalarType out_dtype) {
-    const Operands x = masked(a, sfa, b, sfb, masked_m);
+                                    const Tensor& masked_m, std::optional<int64_t> expected_m, ScalarType out_dtype,
+                                    bool b_is_constant) {
+    const Operands x = masked(a, sfa, b, sfb, masked_m, b_is_constant);
     return allocate_and_run(x, DSO_ROWS_MASKED, expected_rows(x, expected_m), out_dtype);
 }
 
 void m_grouped_fp8_gemm_nt_masked_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
                                       const Tensor& masked_m, Tensor out, std::optional<int64_t> expected_m,
-                                      bool accumulate) {
-    const Operands x = masked(a, sfa, b, sfb, masked_m);
+                                      bool accumulate, bool b_is_constant) {
+    const Operands x = masked(a, sfa, b, sfb, masked_m, b_is_constant);
     run_out(x, DSO_ROWS_MASKED, expected_rows(x, expected_m), out, accumulate);
 }
 

@@ -24,10 +24,11 @@ Tensor m_grouped_fp8_gemm_nt_offsets(const Tensor& a, const Tensor& sfa, const T
 void m_grouped_fp8_gemm_nt_offsets_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
                                        const Tensor& offsets, Tensor out, bool accumulate);
 Tensor m_grouped_fp8_gemm_nt_masked(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
-                                    const Tensor& masked_m, std::optional<int64_t> expected_m, ScalarType out_dtype);
+                                    const Tensor& masked_m, std::optional<int64_t> expected_m, ScalarType out_dtype,
+                                    bool b_is_constant);
 void m_grouped_fp8_gemm_nt_masked_out(const Tensor& a, const Tensor& sfa, const Tensor& b, const Tensor& sfb,
                                       const Tensor& masked_m, Tensor out, std::optional<int64_t> expected_m,
-                                      bool accumulate);
+                                      bool accumulate, bool b_is_constant);
 
 Tensor m_grouped_bf16_gemm_nt_offsets(const Tensor& a, const Tensor& b, const Tensor& offsets);
 void m_grouped_bf16_gemm_nt_offsets_out(const Tensor& a, const Tensor& b, const Tensor& offsets, Tensor out);

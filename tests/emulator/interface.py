@@ -254,10 +254,12 @@ class Kernels:
         counts_tiles: bool = True,
         accumulate: bool = False,
         clear_unowned: bool = False,
+        b_is_constant: bool = False,
     ) -> int:
         """`config` is a line of fp8_gemm_configs.def; None: the package's own choice. Returns the workspace, garbage
         before: 0 if it counted tiles."""
         call = grouped_gemm_of(operands, d, row_layout, layout, expected_m, accumulate, clear_unowned)
+        call.gemm.b_is_constant = b_is_constant
         workspace = torch.randint(1, 2**62, (1,))
         call.gemm.workspace = workspace.data_ptr() if counts_tiles else None
         if config is None:

@@ -279,11 +279,12 @@ def test_masked_groups_have_as_many_rows_as_they_say(expected_m, dtype, kernels)
 
 @pytest.mark.parametrize("config", TILES_FOR_GROUPS, ids=TILES_FOR_GROUPS.get)
 def test_tiles_that_ctas_draw_give_the_bits_of_a_fixed_order(config, kernels):
-    """Every tile that groups can have, with groups that end at all places of it; what counted is closed again."""
+    """Every tile that groups can have, with groups that end at all places of it; what counted is closed again. Of 12
+    SMs' 30 tiles of 32 x 128 the last six are halves."""
     m, counts = 200, (200, 0, 1, 130, 64)
     a, sfa, b, sfb = grouped_operands((len(counts), m), len(counts), k=144)
     got = []
-    for num_sms, seed, counts_tiles in ((1, 0, True), (3, 1, True), (2, 2, False)):
+    for num_sms, seed, counts_tiles in ((1, 0, True), (3, 1, True), (2, 2, False), (12, 3, True)):
         out = Guarded((len(counts), m, b.shape[1]), torch.bfloat16, "cpu")
         out.tensor.fill_(5)
         kernels.use(num_sms, seed)
@@ -292,6 +293,39 @@ def test_tiles_that_ctas_draw_give_the_bits_of_a_fixed_order(config, kernels):
         out.assert_intact()
         assert (left == 0) == counts_tiles
         got.append(out.tensor)
+    for i, count in enumerate(counts):
+        want = group_by_group((a[i], sfa[i], b[i : i + 1], sfb[i : i + 1]), [0] * count + [-1] * (m - count))
+        assert_only_own_rows(got[0][i], want, [0] * count + [-1] * (m - count), torch.bfloat16)
+    for other in got[1:]:
+        assert torch.equal(bits(got[0]), bits(other))
+
+
+GUESSES = [
+    pytest.param((3, 1, 8, 5, 32), id="right"),
+    pytest.param((3, 0, 8, 5, 32), id="a group without rows"),
+    pytest.param((3, 60, 8, 5, 32), id="a group of several blocks"),
+    pytest.param((0, 0, 0, 2, 0), id="fewer tiles than guessed"),
+    pytest.param((0, 0, 0, 0, 0), id="no tiles"),
+]
+
+
+@pytest.mark.parametrize("k", [144, 1680])
+@pytest.mark.parametrize("num_sms", [2, 7, 16])
+@pytest.mark.parametrize("counts", GUESSES)
+def test_a_first_tile_that_was_guessed_changes_no_bit(counts, num_sms, k, kernels):
+    """Constant weights are asked for before the counts are known. k: less than the ring holds, and more."""
+    m, config = 64, swapped(32, 128)
+    operands = grouped_operands((len(counts), m), len(counts), k=k)
+    got = []
+    for seed, b_is_constant in enumerate((False, True, True)):
+        out = Guarded((len(counts), m, 136), torch.bfloat16, "cpu")
+        out.tensor.fill_(5)
+        kernels.use(num_sms, seed)
+        options = {"config": config, "b_is_constant": b_is_constant}
+        kernels.m_grouped_fp8_gemm_nt(operands, out.tensor, MASKED, int32(counts), **options)
+        out.assert_intact()
+        got.append(out.tensor)
+    a, sfa, b, sfb = operands
     for i, count in enumerate(counts):
         want = group_by_group((a[i], sfa[i], b[i : i + 1], sfb[i : i + 1]), [0] * count + [-1] * (m - count))
         assert_only_own_rows(got[0][i], want, [0] * count + [-1] * (m - count), torch.bfloat16)

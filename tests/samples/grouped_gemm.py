@@ -44,8 +44,8 @@ SAMPLES = {
     "m_grouped_fp8_gemm_nt_contiguous_out": lambda device: (*_operands(device), _m_indices(device), _out(device, 300, 136), True),
     "m_grouped_fp8_gemm_nt_offsets": lambda device: (*_operands(device), _offsets(device), torch.float32),
     "m_grouped_fp8_gemm_nt_offsets_out": lambda device: (*_operands(device), _offsets(device), _out(device, 300, 136), False),
-    "m_grouped_fp8_gemm_nt_masked": lambda device: (*_masked_operands(device), 16, torch.bfloat16),
-    "m_grouped_fp8_gemm_nt_masked_out": lambda device: (*_masked_operands(device), _out(device, 3, 40, 136), None, True),
+    "m_grouped_fp8_gemm_nt_masked": lambda device: (*_masked_operands(device), 16, torch.bfloat16, True),
+    "m_grouped_fp8_gemm_nt_masked_out": lambda device: (*_masked_operands(device), _out(device, 3, 40, 136), None, True, False),
     "k_grouped_fp8_gemm_nt": lambda device: (*_k_grouped_operands(device), torch.float32),
     "k_grouped_fp8_gemm_nt_out": lambda device: (*_k_grouped_operands(device), _out(device, 3, 72, 136), True),
 }  # fmt: skip
