@@ -65,6 +65,8 @@ COMPARED = {
     "many_rows": "h200-fp8-gemm-many-rows.json",
     "loaders": "h200-fp8-gemm-loaders.json",
     "steps_in_turn": "h200-fp8-gemm-steps-in-turn.json",
+    "tile_end": "h200-fp8-gemm-tile-end.json",
+    "masked_few_rows": "h200-masked-few-rows.json",
 }
 """Tables of designs that were compared once, each in a file of its own."""
 OURS = "deepseek_ops"

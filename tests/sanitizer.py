@@ -72,7 +72,6 @@ def run_cases() -> int:
         for op, make in edge_cases()
         if OPS[op].has_kernel
     ]
-    calls += gemms_by_plan()
     for run, make in calls:
         run(*make("cuda"))
         torch.cuda.synchronize()
@@ -142,19 +141,11 @@ def edge_cases() -> list[tuple[str, Callable[[str], tuple[Any, ...]]]]:
         a, b = torch.randn(160, 2056, device=device).bfloat16(), torch.randn(9, 264, 2056, device=device).bfloat16()
         return a, b, torch.tensor([2, 3, 3, 20, 29, 95, 95, 128, 150, 155], dtype=torch.int32, device=device)
 
-    def last_tiles_of_a_mask(device: str) -> tuple[Any, ...]:
-        """192 tiles on the 132 SMs of an H200: the last 60 are halves. A group without rows is against the guess."""
-        x, w = torch.randn(7, 40, 272, device=device).bfloat16(), torch.randn(7, 4096, 272, device=device).bfloat16()
-        counts = torch.tensor([20, 32, 0, 1, 8, 9, 24], dtype=torch.int32, device=device)
-        operands = (*deepseek_ops.per_token_cast_to_fp8(x), *deepseek_ops.per_block_cast_to_fp8(w))
-        return *operands, counts, 16, torch.bfloat16, True
-
     gemms = [(1, 2112, 512), (63, 136, 128), (65, 576, 384), (129, 264, 1040), (0, 128, 128)]
     tokens = [(1, 128), (5, 200), (65, 1152)]
     return [
         ("k_grouped_fp8_gemm_nt", k_groups),
         ("m_grouped_bf16_gemm_nt_offsets", groups_of_any_size),
-        ("m_grouped_fp8_gemm_nt_masked", last_tiles_of_a_mask),
         ("moe_mapping", pairs_of_a_cluster),
         *(
             ("mla_decode", lambda device, d=dtype, i=invariant: decoding(device, d, batch_invariant=i))
@@ -173,24 +164,6 @@ def edge_cases() -> list[tuple[str, Callable[[str], tuple[Any, ...]]]]:
             for shape in tokens
         ),
     ]
-
-
-def gemms_by_plan() -> list[tuple[Callable[..., Any], Callable[[str], tuple[Any, ...]]]]:
-    """Plans of the FP8 GEMM that shapes as small as these would not get: each tile with k shared by as many CTAs as
-    can, and tiles that make no full wave shared step by step."""
-    from functools import partial
-
-    from deepseek_ops import to_mn_major_tma_aligned
-    from tests.support import quantized_operands
-    from tests.test_gemm_plans import CONFIGS, LARGEST, by_plan
-
-    def operands(device: str) -> tuple[Any, ...]:
-        a, sfa, b, sfb = quantized_operands(400, 1152, 1040, device)
-        return a, to_mn_major_tma_aligned(sfa), b, sfb
-
-    plans = [(x["config"], x["most_splits"]) for x in CONFIGS if x["most_splits"] > 1]
-    plans.append((LARGEST, 1, 3 * 9))
-    return [(partial(by_plan, plan), operands) for plan in plans]
 
 
 def run_planted(tool: str) -> None:
