@@ -131,7 +131,8 @@ bool draws_tiles(const GroupedGemm& x, const Fp8GemmConfig& tile, int num_sms) {
     constexpr int64_t kFewRounds = 16;
     if (x.row_layout == RowLayout::kDense) return false;
     const int64_t num_tiles = most_tiles(x, tile), slots = int64_t{num_sms} * tile.ctas_per_sm;
-    if (num_tiles <= slots || num_tiles >= int64_t{1} << kCountBits) return false;
+    const int64_t most_draws = num_tiles + slots;  // some of the last tiles may be two halves
+    if (num_tiles <= slots || most_draws >= int64_t{1} << kCountBits) return false;
     return x.row_layout == RowLayout::kMasked || num_tiles < kFewRounds * slots;
 }
 
