@@ -9,10 +9,9 @@ import torch
 
 import deepseek_ops
 from benchmarks import peers
-from benchmarks.harness import OURS, Case, normal, some_rows, worst_row
+from benchmarks.harness import OURS, Case, called, normal, some_rows, worst_row
 from benchmarks.peers import Prepare
 from benchmarks.shapes import DENSE, DENSE_STAND_INS, DGRAD, LATENT, SMALL_M, Gemm, for_this_machine
-from deepseek_ops.registry import OPS
 from tests.support import BF16_LIMIT, dequantized_product
 
 
@@ -32,16 +31,16 @@ VARIANTS_UP_TO = 128
 """Rows up to which k may be split, and weights read ahead: where it has a price to go without."""
 
 
-def called(*, batch_invariant: bool = False, b_is_constant: bool = True) -> Prepare:
+def with_flags(*, batch_invariant: bool = False, b_is_constant: bool = True) -> Prepare:
     """The op with these flags. Weights are constant, unless it is said that they are not."""
-    return lambda *arguments: partial(OPS["fp8_gemm_nt"], *arguments, batch_invariant, b_is_constant)
+    return called("fp8_gemm_nt", batch_invariant, b_is_constant)
 
 
 def variants(shape: Gemm) -> dict[str, Prepare]:
     """The op called in other ways, in the rounds of the ordinary call."""
     if shape.m > VARIANTS_UP_TO:
         return {}
-    return {"batch_invariant": called(batch_invariant=True), "b_in_flight": called(b_is_constant=False)}
+    return {"batch_invariant": with_flags(batch_invariant=True), "b_in_flight": with_flags(b_is_constant=False)}
 
 
 @pytest.mark.parametrize("shape", for_this_machine((*DENSE, *SMALL_M, *LATENT, *DGRAD), DENSE_STAND_INS), ids=str)
@@ -51,7 +50,7 @@ def test_fp8_gemm_nt(gpu_bench, shape: Gemm):
             op="fp8_gemm_nt",
             case=str(shape),
             make=partial(operands, shape),
-            providers={OURS: called(), **variants(shape), **peers.dense_gemm()},
+            providers={OURS: with_flags(), **variants(shape), **peers.dense_gemm()},
             error=error,
             limit=BF16_LIMIT,
             flops=shape.flops,

@@ -204,8 +204,10 @@ def test_masked_m_counts_the_rows_of_each_group(max_m, out_dtype, device):
     out.assert_intact()
 
 
-def test_what_is_expected_changes_nothing(device):
-    args = masked_operands(device, (3, 0, 40), 40)
+@pytest.mark.parametrize(("counts", "n"), [((3, 0, 40), N), ((20, 3, 17, 8, 24, 1), 4096)], ids=str)
+def test_what_is_expected_changes_nothing(counts, n, device):
+    """Of 192 tiles of few rows, 32 for each of six groups, the last 60 are halves on 132 SMs."""
+    args = masked_operands(device, counts, 40, n=n)
     want = m_grouped_fp8_gemm_nt_masked(*args)
     for expected_m in (1, 14, 10**6):
         assert torch.equal(m_grouped_fp8_gemm_nt_masked(*args, expected_m=expected_m), want)
