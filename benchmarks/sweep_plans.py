@@ -24,6 +24,7 @@ from benchmarks import peers  # noqa: E402
 from benchmarks.bench_gemm import operands  # noqa: E402
 from benchmarks.shapes import Gemm  # noqa: E402
 from deepseek_ops import _native, bench  # noqa: E402
+from tests.support import num_left_tiles  # noqa: E402
 from tests.test_gemm_plans import CONFIGS, num_sms, run_plan, sharing_workspace  # noqa: E402
 
 WEIGHTS = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048))
@@ -42,7 +43,7 @@ def plans(shape: Gemm, num_sms: int) -> list[tuple[int, ...]]:
             ctas = row_blocks * -(-shape.n // tile["block_n"]) * splits
             if splits == 1 or (splits <= tile["most_splits"] and ctas <= 4 * num_sms and shape.k // 128 >= splits):
                 found.append((config, splits))
-        left_over = row_blocks * -(-shape.n // tile["block_n"]) % num_sms
+        left_over = num_left_tiles(shape.m, shape.n, num_sms)
         if (tile["block_m"], tile["block_n"]) == (192, 128) and left_over * (shape.k // 128) >= num_sms:
             found.append((config, 1, left_over))
     return found

@@ -167,3 +167,13 @@ def dequantized_product(a: Tensor, sfa: Tensor, b: Tensor, sfb: Tensor) -> Tenso
     x = a.double() * sfa.double()[:, column]
     w = b.double() * sfb.double()[row][:, column]
     return x @ w.T
+
+
+def num_left_tiles(m: int, n: int, num_sms: int) -> int:
+    """Of the largest tiles, 192 x 128, those that make no full wave: which a plan may share. With two waves above them,
+    64 rows or fewer at the end come in tiles of twice the columns."""
+    full, low = divmod(m, 192)
+    columns = -(-n // 128)
+    if 0 < low <= 64 and full * columns >= 2 * num_sms:
+        return (full * columns + -(-columns // 2)) % num_sms
+    return -(-m // 192) * columns % num_sms

@@ -63,8 +63,10 @@ def test_batch_invariant_plans_do_not_split_k():
 
 # m, n, k and how many tiles are shared: where a last wave is far from full, and a tile long enough.
 SHARED = [
-    (4096, 4096, 7168, 44),
-    (4096, 7168, 16384, 44),
+    (4096, 2048, 7168, 80),
+    (4096, 4096, 7168, 28),
+    (4096, 7168, 16384, 16),
+    (4096, 7168, 2048, 0),
     (4096, 512, 32768, 88),
     (8192, 7168, 16384, 32),
     (512, 7168, 16384, 36),

@@ -11,7 +11,15 @@ from torch import Tensor
 import deepseek_ops
 from deepseek_ops import _native, fp8_gemm_nt, fp8_gemm_nt_out, to_mn_major_tma_aligned
 from deepseek_ops.library import library_path
-from tests.support import BF16_LIMIT, GPU, assert_gemm_close, bits, dequantized_product, quantized_operands
+from tests.support import (
+    BF16_LIMIT,
+    GPU,
+    assert_gemm_close,
+    bits,
+    dequantized_product,
+    num_left_tiles,
+    quantized_operands,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no GPU")]
 
@@ -104,8 +112,7 @@ def test_shared_tiles_are_right_and_the_same_bits_every_time(shape):
     """Parts of a few steps and of many, of one tile and of two, and whole waves before them."""
     a, sfa, b, sfb = quantized_operands(*shape, "cuda")
     operands = a, to_mn_major_tma_aligned(sfa), b, sfb
-    num_tiles = -(-shape[0] // 192) * -(-shape[1] // 128)
-    plan = (LARGEST, 1, num_tiles % num_sms())
+    plan = (LARGEST, 1, num_left_tiles(*shape[:2], num_sms()))
     first = by_plan(plan, *operands)
     assert_gemm_close(first, dequantized_product(*operands), BF16_LIMIT)
     want = bits(first)

@@ -17,16 +17,15 @@ namespace dso {
 
 /// The tiles of this CTA, or cluster, in order. All lanes of one warp ask together, and all get the answer.
 /// A tile has up to kMaxRows rows of A, a multiple of kRowStep except at the end of a group, and BLOCK_N columns of D;
-/// or half as many, among the last ones, where kColumnStep allows.
-template <int kMaxRows, int kRowStep, int BLOCK_N, int kColumnStep = BLOCK_N>
+/// half as many, among the last ones, where kColumnStep allows; or kMostColumns, where a run of rows ends low.
+template <int kMaxRows, int kRowStep, int BLOCK_N, int kColumnStep = BLOCK_N, int kMostColumns = BLOCK_N>
 class RowScheduler {
+    static constexpr bool kHasWideTiles = kMostColumns > BLOCK_N;
+    static_assert(!kHasWideTiles || kMostColumns == kWideBlocks * BLOCK_N, "as scheduler.cuh counts them");
+
   public:
     DSO_DEVICE RowScheduler(const RowSchedule& schedule, int cta, int num_ctas)
-        : schedule_(schedule),
-          num_n_blocks_(ceil_div(schedule.n, BLOCK_N)),
-          num_row_blocks_(ceil_div(schedule.m, kMaxRows)),
-          next_(cta),
-          step_(num_ctas) {}
+        : schedule_(schedule), num_n_blocks_(ceil_div(schedule.n, BLOCK_N)), next_(cta), step_(num_ctas) {}
 
     DSO_DEVICE bool next(GemmTile& tile) {
         if (has_tile_) next_ = schedule_.counter ? draw() : next_ + step_;
@@ -40,10 +39,8 @@ class RowScheduler {
 
   private:
     DSO_DEVICE bool next_dense(GemmTile& tile) {
-        if (next_ >= num_row_blocks_ * num_n_blocks_) return false;
-        const Tile at = place(next_, schedule_.m, kMaxRows);
-        const int first_row = at.m_block * kMaxRows;
-        tile = {first_row, min(schedule_.m - first_row, kMaxRows), 0, 0, at.n_block * BLOCK_N, BLOCK_N};
+        if (next_ >= ceil_div(schedule_.m, kMaxRows) * num_n_blocks_) return false;
+        tile = tile_at(place(next_, schedule_.m, kMaxRows), schedule_.m, kMaxRows);
         return true;
     }
 
@@ -52,6 +49,39 @@ class RowScheduler {
     DSO_DEVICE Tile place(int index, int num_rows, int height) const {
         if constexpr (kRowStep >= 64) return rasterize_low_block_last(index, num_rows, height, num_n_blocks_);
         return rasterize(index, ceil_div(num_rows, height), num_n_blocks_);
+    }
+
+    /// Of a run of rows in blocks of `height`, as if row and matrix 0 were its first.
+    DSO_DEVICE static GemmTile tile_at(const Tile& at, int num_rows, int height) {
+        const int first_row = at.m_block * height;
+        return {first_row, min(num_rows - first_row, height), 0, 0, at.n_block * BLOCK_N, BLOCK_N};
+    }
+
+    /// Only where CTAs draw their tiles. In a fixed order, after one that takes another time than its neighbours', a
+    /// CTA is no longer at the same step as those with which it shares what L2 delivers.
+    DSO_DEVICE bool makes_wide_tiles(int num_rows) const {
+        return kHasWideTiles && schedule_.counter && ends_low(num_rows, kMaxRows);
+    }
+
+    DSO_DEVICE int num_tiles_of_run(int num_rows) const {
+        if (makes_wide_tiles(num_rows)) return LowEndedGrid{num_rows / kMaxRows, num_n_blocks_}.num_tiles();
+        return ceil_div(num_rows, kMaxRows) * num_n_blocks_;
+    }
+
+    DSO_DEVICE GemmTile tile_of_run(int index, int num_rows) const {
+        if (makes_wide_tiles(num_rows)) {
+            const Tile at = rasterize_wide_last(index, {num_rows / kMaxRows, num_n_blocks_});
+            GemmTile tile = tile_at(at, num_rows, kMaxRows);
+            if (tile.num_rows <= kLowRows)
+                tile.num_columns = min(kMostColumns, num_n_blocks_ * BLOCK_N - tile.first_column);
+            return tile;
+        }
+        // Blocks of equal height, as far as the step allows: of up to 64 rows, 70 are 40 and 30, not 64 and 6.
+        const int num_blocks = ceil_div(num_rows, kMaxRows);
+        const int height = align_up(ceil_div(num_rows, num_blocks), kRowStep);
+        // Two are neighbours, so that b is read once.
+        const Tile at = num_blocks == 2 ? rasterize(index, 2, num_n_blocks_) : place(index, num_rows, height);
+        return tile_at(at, num_rows, height);
     }
 
     /// Each CTA draws until there are no more tiles: all together as often as there are tiles.
@@ -83,17 +113,10 @@ class RowScheduler {
         const int first_row = __shfl_sync(0xFFFFFFFF, first_row_, owner);
         const int last_tile = __shfl_sync(0xFFFFFFFF, last_tile_, owner);
         const int group = __shfl_sync(0xFFFFFFFF, group_, owner);
-        const int num_blocks = ceil_div(num_rows, kMaxRows);
-        // Blocks of equal height, as far as the step allows: 222 rows are 128 and 94, not 192 and 30.
-        const int height = align_up(ceil_div(num_rows, num_blocks), kRowStep);
-        const int in_group = index - (last_tile - num_blocks * num_n_blocks_);
-        const Tile at = num_blocks == 2 ? rasterize(in_group, num_blocks, num_n_blocks_)  // alike, and b is read once
-                                        : place(in_group, num_rows, height);
-        const int in_run = at.m_block * height;
-        const bool masked = schedule_.row_layout == RowLayout::kMasked;
-        tile = {first_row + in_run,   min(num_rows - in_run, height),
-                masked ? group : 0,   group,
-                at.n_block * BLOCK_N, BLOCK_N};
+        tile = tile_of_run(index - (last_tile - num_tiles_of_run(num_rows)), num_rows);
+        tile.first_row += first_row;
+        tile.a_matrix = schedule_.row_layout == RowLayout::kMasked ? group : 0;
+        tile.b_matrix = group;
         if (half >= 0) {
             tile.num_columns = BLOCK_N / 2;
             tile.first_column += half % 2 * tile.num_columns;
@@ -117,7 +140,7 @@ class RowScheduler {
                 load_offsets(candidate, lane);
             }
         }
-        last_tile_ = ceil_div(num_rows_, kMaxRows) * num_n_blocks_;
+        last_tile_ = num_tiles_of_run(num_rows_);
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
             const int other = __shfl_up_sync(0xFFFFFFFF, last_tile_, distance);
@@ -196,7 +219,7 @@ class RowScheduler {
     DSO_DEVICE int clamp_row(int row) const { return min(max(row, 0), schedule_.m); }
 
     const RowSchedule& schedule_;
-    int num_n_blocks_, num_row_blocks_, next_, step_;
+    int num_n_blocks_, next_, step_;
     bool has_tile_ = false, has_drawn_ = false;
     int chunk_ = 0, chunk_end_ = 0,
         rows_end_ = 0;             // the next chunk's first candidate; the ends of this one's tiles, rows

@@ -5,8 +5,8 @@
 // does the work: what is uniform in the warp is computed by the uniform datapath, and where lanes part that cannot be
 // used.
 //
-// A stage is a step of 128 of K: BLOCK_N rows of b, up to kMaxRows rows of a, a float of sfa for each of these, and one
-// of sfb. `Shared` has them as b, a, sfa and sfb, with `pipeline` and `queue`.
+// A stage is a step of 128 of K: a tile's rows of b, its rows of a, a float of sfa for each of these, and one of sfb
+// for each block of columns. `Shared` has them as b_of, a_of, sfa and sfb, with `pipeline` and `queue`.
 #pragma once
 
 #include "device/pipeline.cuh"
@@ -33,16 +33,17 @@ DSO_DEVICE SplitK split_k(int k) {
     return {num_k_blocks * rank / size, num_k_blocks * (rank + 1) / size};
 }
 
-/// A step of `tile`'s columns of b, in boxes, of which a narrow tile has fewer. By one lane.
+/// A step of `tile`'s columns of b, in boxes, of which a narrow tile has fewer and a wide one more. By one lane.
 template <typename Shape, typename Shared>
 DSO_DEVICE void load_step_of_b(Shared& shared, const TensorMap* map_b, const Fp8GemmArguments& arguments,
                                const GemmTile& tile, int k_block, uint32_t stage, uint64_t* barrier) {
     const int box_rows = arguments.b_box_rows;
+    uint8_t* const b = shared.b_of(stage, tile);
     ptx::mbarrier_arrive_expect_tx(barrier, tile.num_columns * Shape::BLOCK_K);
 #pragma unroll
-    for (int i = 0; i < Shape::BLOCK_N / Shape::kColumnStep; ++i) {
+    for (int i = 0; i < Shape::kMostColumns / Shape::kColumnStep; ++i) {
         if (i * box_rows < tile.num_columns)
-            ptx::tma_load_3d(shared.b[stage] + i * box_rows * Shape::BLOCK_K, map_b, barrier, k_block * Shape::BLOCK_K,
+            ptx::tma_load_3d(b + i * box_rows * Shape::BLOCK_K, map_b, barrier, k_block * Shape::BLOCK_K,
                              tile.first_column + i * box_rows, tile.b_matrix);
     }
 }
@@ -113,8 +114,8 @@ DSO_DEVICE void schedule_and_load_b(Shared& shared, const TensorMap* map_b, cons
                                     int num_ctas) {
     GuessedTile<Shape, Shared> guess(shared, map_b, arguments, cta);
     if (!arguments.b_is_constant || arguments.schedule.row_layout != RowLayout::kDense) ptx::grid_dependency_wait();
-    RowScheduler<Shape::kMaxRows, Shape::kRowStep, Shape::BLOCK_N, Shape::kColumnStep> scheduler(arguments.schedule,
-                                                                                                 cta, num_ctas);
+    RowScheduler<Shape::kMaxRows, Shape::kRowStep, Shape::BLOCK_N, Shape::kColumnStep, Shape::kMostColumns> scheduler(
+        arguments.schedule, cta, num_ctas);
     const SplitK split = split_k<Shape>(arguments.k);
     typename Pipeline<Shape::kNumStages>::State state;
     uint32_t num_tiles = 0;
@@ -131,22 +132,24 @@ DSO_DEVICE void schedule_and_load_b(Shared& shared, const TensorMap* map_b, cons
     shared.queue.push(num_tiles, {});
 }
 
-/// a, in boxes of rows, of which a low tile has fewer.
+/// a, in boxes of rows, of which a low tile has fewer; or all of a high tile's at once.
 template <typename Shape, typename Shared>
-DSO_DEVICE void load_a(Shared& shared, const TensorMap* map_a, const Fp8GemmArguments& arguments) {
+DSO_DEVICE void load_a(Shared& shared, const Fp8GemmMaps& maps, const Fp8GemmArguments& arguments) {
     ptx::grid_dependency_wait();
     const SplitK split = split_k<Shape>(arguments.k);
-    const int box_rows = arguments.a_box_rows, box_bytes = box_rows * Shape::BLOCK_K;
     typename Pipeline<Shape::kNumStages>::State state;
     for (uint32_t num_tiles = 0;; shared.queue.pop(num_tiles)) {
         const GemmTile tile = shared.queue.front(num_tiles);
         if (tile.num_rows == 0) return;
+        const bool is_high = arguments.has_high_boxes && tile.num_rows > Shape::kMaxRows - arguments.a_box_rows;
+        const TensorMap* map_a = is_high ? &maps.other_a : &maps.a;
+        const int box_rows = is_high ? Shape::kMaxRows : arguments.a_box_rows, box_bytes = box_rows * Shape::BLOCK_K;
         const int num_boxes = ceil_div(tile.num_rows, box_rows);
         for (int k_block = split.first; k_block < split.last; ++k_block, state.advance()) {
             shared.pipeline.acquire(state);
             if (!ptx::elect_one()) continue;
             uint64_t* full = &shared.pipeline.full[state.stage];
-            uint8_t* a = shared.a[state.stage];
+            uint8_t* a = shared.a_of(state.stage);
             ptx::mbarrier_arrive_expect_tx(full, num_boxes * box_bytes);
 #pragma unroll
             for (int i = 0; i < kMaxBoxes; ++i) {
@@ -188,8 +191,14 @@ DSO_DEVICE void load_scales(Shared& shared, const TensorMap* map_sfa, const Fp8G
                 ptx::mbarrier_arrive_expect_tx(full, Shape::kScaleRun * static_cast<uint32_t>(sizeof(float)));
                 ptx::tma_load_3d(shared.sfa[state.stage], map_sfa, full, first_row, k_block, tile.a_matrix);
             }
-            if (!kGathersSfa || lane == 0)
-                ptx::cp_async_4(&shared.sfb[state.stage], sfb + step * arguments.sfb_stride_k, true);
+            if (!kGathersSfa || lane == 0) {
+#pragma unroll
+                for (int i = 0; i < Shape::kMostColumns / Shape::BLOCK_N; ++i) {
+                    if (i * Shape::BLOCK_N < tile.num_columns)
+                        ptx::cp_async_4(&shared.sfb[state.stage][i],
+                                        sfb + i * arguments.sfb_stride_n + step * arguments.sfb_stride_k, true);
+                }
+            }
             ptx::cp_async_mbarrier_arrive(full);
         }
     }
@@ -202,7 +211,7 @@ DSO_DEVICE void produce_fp8_gemm(Shared& shared, const Fp8GemmMaps& maps, const 
     if (loader == 0) {
         schedule_and_load_b<Shape>(shared, &maps.b, arguments, cta, num_ctas);
     } else if (loader == 1) {
-        load_a<Shape>(shared, &maps.a, arguments);
+        load_a<Shape>(shared, maps, arguments);
     } else if (arguments.sfa_by_tma) {
         load_scales<Shape, false>(shared, &maps.sfa, arguments);
     } else {

@@ -8,7 +8,9 @@
 //
 // Tile      64 * kNumMGroups rows of a or fewer, BLOCK_N of b, steps of 128 of K; a ring of kNumStages. Persistent,
 //           tiles in a fixed order or as CTAs draw them (row_scheduler.cuh). BLOCK_N divides 128, so one sfb serves a
-//           tile's whole step.
+//           tile's whole step. With three warpgroups, what a group has above a multiple of their rows, if it is 64 rows
+//           or fewer, comes in wide tiles of two blocks of columns, a warpgroup each: the second's rows of b lie where
+//           the other rows of a would.
 // Split     Two CTAs of a cluster may share a tile of 128 x 128, each with a half of K. Each adds up and stores 64 of
 //           its rows, and copies its sums of the others to the other CTA. In a cluster a CTA has one tile only.
 // Roles     math warpgroups: 64 rows of a each: WGMMA, promotion, epilogue. Or two of them have the same rows and take
@@ -44,6 +46,9 @@ struct Fp8GemmShape {
     static constexpr int kNumMathWarpgroups = kNumMGroups * kNumKGroups;
     static constexpr int kMaxRows = 64 * kNumMGroups, kRowStep = 64, BLOCK_N = BLOCK_N_, BLOCK_K = 128;
     static constexpr int kColumnStep = BLOCK_N;
+    static constexpr bool kHasWideTiles = kNumMGroups == 3 && BLOCK_N == 128;
+    static constexpr int kMostColumns = kHasWideTiles ? kWideBlocks * BLOCK_N : BLOCK_N;
+    static constexpr int kStageBytes = (kMaxRows + BLOCK_N) * BLOCK_K;  // of a and b
     static constexpr int kNumMathThreads = 128 * kNumMathWarpgroups, kNumThreads = kNumMathThreads + 128;
     static constexpr int kNumStageWarps = 4 * kNumMGroups;  // a stage is one k group's
     static constexpr int kScaleRun = kMaxRows + 4;  // floats of sfa that a step loads: a run starts at a multiple of 4
@@ -63,8 +68,7 @@ struct Fp8GemmShape {
 
 template <typename Shape>
 struct Fp8GemmShared {
-    alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * Shape::BLOCK_K];
-    alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
+    alignas(kSwizzleAtomBytes) uint8_t stages[Shape::kNumStages][Shape::kStageBytes];  // a's rows, and then b's
     union {
         // A warp's 16 rows of the output, 64 columns each. (TMA's swizzle goes by the address: whole atoms.)
         alignas(kSwizzleAtomBytes) uint8_t panels[4 * Shape::kNumMGroups][Shape::kNumPanels][16 * kSwizzleBytes];
@@ -72,11 +76,20 @@ struct Fp8GemmShared {
     };
     float left_sums[Shape::kNumKGroups > 1 ? Shape::BLOCK_N / 2 : 1][Shape::kNumKGroups > 1 ? 128 : 1];
     alignas(128) float sfa[Shape::kNumStages][align_up(Shape::kScaleRun, 32)];  // TMA writes to multiples of 128
-    float sfb[Shape::kNumStages];
+    float sfb[Shape::kNumStages][Shape::kMostColumns / Shape::BLOCK_N];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
     TileQueue queue;
     uint64_t guessed[Shape::kGuesses ? Shape::kNumStages : 1];  // b of the first tile (GuessedTile)
     uint64_t all_received;
+
+    DSO_DEVICE uint8_t* a_of(uint32_t stage) { return stages[stage]; }
+    DSO_DEVICE uint8_t* b_of(uint32_t stage, const GemmTile& tile) {
+        return stages[stage] + (is_wide(tile) ? kLowRows : Shape::kMaxRows) * Shape::BLOCK_K;
+    }
+
+    DSO_DEVICE static bool is_wide(const GemmTile& tile) {
+        return Shape::kHasWideTiles && tile.num_columns > Shape::BLOCK_N;
+    }
 };
 
 template <typename Shape>
@@ -93,8 +106,6 @@ class Fp8GemmConsumer {
           warp_(warp % (4 * Shape::kNumMGroups)),
           k_group_(warp / (4 * Shape::kNumMGroups)),
           lane_(threadIdx.x % 32),
-          a_(shared.a[k_group_] + warp_ / 4 * 64 * Shape::BLOCK_K),
-          b_(shared.b[k_group_]),
           steps_(k_group_) {
         state_.stage = k_group_;
     }
@@ -105,7 +116,7 @@ class Fp8GemmConsumer {
             if (tile.num_rows == 0) break;
             const SplitK split = split_k<Shape>(arguments_.k);
             const int num_steps = steps_.of_tile(split.last - split.first);
-            if (tile.num_rows > warp_ / 4 * 64 || is_split()) {
+            if (has_part(tile) || is_split()) {
                 compute(tile, num_steps);
             } else {
                 pass_over(num_steps);
@@ -120,9 +131,37 @@ class Fp8GemmConsumer {
     static constexpr int kNumSums = Shape::BLOCK_N / 2;
     static constexpr uint32_t kSumsLeft = 1, kSumsTaken = 2;  // named barriers
 
-    /// None of the tile's rows are this warpgroup's.
+    using Ring = RingDescriptor<Shape::kNumStages, Shape::kStageBytes, Shape::kNumKGroups>;
+
+    /// What this warpgroup multiplies, from the stage on that comes next.
+    struct Operands {
+        Ring a, b;
+        int scale_row;     // the thread's upper one in the run of sfa
+        int column_block;  // of those that have an sfb
+    };
+
+    DSO_DEVICE static bool is_wide(const GemmTile& tile) { return Shared::is_wide(tile); }
+
+    /// The warp's 16 rows of the tile, and its BLOCK_N columns of d.
+    DSO_DEVICE int row_of_warp(const GemmTile& tile) const { return (is_wide(tile) ? warp_ % 4 : warp_) * 16; }
+    DSO_DEVICE int first_column(const GemmTile& tile) const {
+        return tile.first_column + (is_wide(tile) ? warp_ / 4 * Shape::BLOCK_N : 0);
+    }
+
+    DSO_DEVICE bool has_part(const GemmTile& tile) const {
+        return is_wide(tile) ? warp_ / 4 * Shape::BLOCK_N < tile.num_columns : warp_ / 4 * 64 < tile.num_rows;
+    }
+
+    DSO_DEVICE Operands operands(const GemmTile& tile) const {
+        const int column_block = is_wide(tile) ? warp_ / 4 : 0;
+        const uint8_t* a = shared_.a_of(state_.stage) + (is_wide(tile) ? 0 : warp_ / 4 * 64) * Shape::BLOCK_K;
+        const uint8_t* b = shared_.b_of(state_.stage, tile) + column_block * Shape::BLOCK_N * Shape::BLOCK_K;
+        return {Ring(a), Ring(b), row_of_warp(tile) + lane_ / 4 + tile.first_row % 4, column_block};
+    }
+
+    /// None of the tile is this warpgroup's.
     DSO_DEVICE void pass_over(int num_steps) {
-        for (int i = num_steps; i > 0; --i, advance()) {
+        for (int i = num_steps; i > 0; --i, state_.advance()) {
             shared_.pipeline.wait(state_);
             release_stage();
         }
@@ -130,12 +169,12 @@ class Fp8GemmConsumer {
 
     DSO_DEVICE void compute(const GemmTile& tile, int num_steps) {
         float sum[kNumSums];
-        const int row = warp_ * 16 + lane_ / 4 + tile.first_row % 4;  // in the run of sfa
+        Operands x = operands(tile);
         // Asked for long before it is needed: whether this lane's row in the epilogue is the tile's own.
-        const bool is_own = is_owned(arguments_.schedule, tile, warp_ * 16 + lane_ % 16);
+        const bool is_own = is_owned(arguments_.schedule, tile, row_of_warp(tile) + lane_ % 16);
 
         if (Shape::kNumKGroups == 1 || num_steps > 0) {
-            multiply<true>(sum, row);
+            multiply<true>(sum, x);
         } else {
 #pragma unroll
             for (float& x : sum) x = 0.f;
@@ -143,10 +182,10 @@ class Fp8GemmConsumer {
         int num_left = num_steps - 1;
         if constexpr (Shape::kNumKGroups == 1) {
             const bool ends_early = ends_with_half_a_step(arguments_.k) && !is_split();
-            for (; num_left > ends_early; --num_left) multiply<false>(sum, row);
-            if (num_left > 0) multiply<false, Shape::BLOCK_K / 2>(sum, row);
+            for (; num_left > ends_early; --num_left) multiply<false>(sum, x);
+            if (num_left > 0) multiply<false, Shape::BLOCK_K / 2>(sum, x);
         } else {
-            for (; num_left > 0; --num_left) multiply<false>(sum, row);
+            for (; num_left > 0; --num_left) multiply<false>(sum, x);
         }
 
         if constexpr (Shape::kNumKGroups > 1) {
@@ -166,15 +205,15 @@ class Fp8GemmConsumer {
         }
     }
 
-    /// A step; the first gives the sums their values. `row` is the thread's upper one in the run of sfa.
+    /// A step; the first gives the sums their values.
     template <bool kIsFirst, int kDepth = Shape::BLOCK_K>
-    DSO_DEVICE void multiply(float (&sum)[kNumSums], int row) {
+    DSO_DEVICE void multiply(float (&sum)[kNumSums], Operands& x) {
         shared_.pipeline.wait(state_);
-        const float sfb = shared_.sfb[state_.stage];
-        const float* sfa = &shared_.sfa[state_.stage][row];
+        const float sfb = shared_.sfb[state_.stage][x.column_block];
+        const float* sfa = &shared_.sfa[state_.stage][x.scale_row];
         const float upper = sfa[0] * sfb, lower = sfa[8] * sfb;
         float partial[kNumSums];
-        start_multiply<Shape::BLOCK_N, kDepth>(partial, a_.get(), b_.get());
+        start_multiply<Shape::BLOCK_N, kDepth>(partial, x.a.get(), x.b.get());
         finish_multiply(partial);
         release_stage();
         if constexpr (kIsFirst) {
@@ -182,7 +221,9 @@ class Fp8GemmConsumer {
         } else {
             promote(sum, partial, upper, lower);
         }
-        advance();
+        x.a.advance(state_.stage);
+        x.b.advance(state_.stage);
+        state_.advance();
     }
 
     /// To the first group, which adds these to its own.
@@ -208,7 +249,9 @@ class Fp8GemmConsumer {
         constexpr int kRowsBytes = 16 * Shape::BLOCK_K;
         constexpr int kSums = kRowsBytes / (32 * sizeof(float));  // of a lane, that a stage has room for
         static_assert(Shape::kNumStages * kSums >= kNumSums, "the sums fit into the stages");
-        const auto room = [&](int stage) { return reinterpret_cast<float*>(shared_.a[stage] + warp_ * kRowsBytes); };
+        const auto room = [&](int stage) {
+            return reinterpret_cast<float*>(shared_.stages[stage] + warp_ * kRowsBytes);
+        };
         // One by one: four at a time would have to lie in neighbouring registers, and then in the banks of partials.
 #pragma unroll
         for (int i = 0; i < kNumSums; ++i) room(i / kSums)[i % kSums * 32 + lane_] = sum[i];
@@ -233,12 +276,6 @@ class Fp8GemmConsumer {
         ptx::named_barrier_sync(1, 128);  // the panels take their place
     }
 
-    DSO_DEVICE void advance() {
-        a_.advance(state_.stage);
-        b_.advance(state_.stage);
-        state_.advance();
-    }
-
     DSO_DEVICE void release_stage() {
         __syncwarp();  // every lane has read its scales
         if (lane_ == 0) shared_.pipeline.release(state_);
@@ -247,7 +284,7 @@ class Fp8GemmConsumer {
     /// A warp's 16 rows through its panels. By TMA, while the next tile is computed, where all of them are the tile's
     /// own or there is nothing else that they could be; row by row where they are not.
     DSO_DEVICE void store_bf16(const float (&sum)[kNumSums], const GemmTile& tile, bool is_own) {
-        const int lane = ptx::compute_here(lane_), row = warp_ * 16;
+        const int lane = ptx::compute_here(lane_), row = row_of_warp(tile);
         if (lane == 0) ptx::tma_store_wait_read<0>();  // the tile before has left the panels
         __syncwarp();
         auto& panels = shared_.panels[warp_];
@@ -272,7 +309,7 @@ class Fp8GemmConsumer {
     DSO_DEVICE void store_by_tma(const GemmTile& tile, int row) {
 #pragma unroll
         for (int panel = 0; panel < Shape::kNumPanels; ++panel) {
-            const int column = tile.first_column + panel * 64;
+            const int column = first_column(tile) + panel * 64;
             if (column < arguments_.schedule.n && row < tile.num_rows)
                 ptx::tma_store_3d(map_d_, shared_.panels[warp_][panel], column, tile.first_row + row, tile.a_matrix);
         }
@@ -284,7 +321,7 @@ class Fp8GemmConsumer {
 #pragma unroll 1
         for (int i = lane; i < 16 * Shape::BLOCK_N / 8; i += 32) {
             const int r = i / (Shape::BLOCK_N / 8), chunk = i % (Shape::BLOCK_N / 8);
-            const int column = tile.first_column + 8 * chunk;
+            const int column = first_column(tile) + 8 * chunk;
             if (column >= arguments_.schedule.n || !is_owned(arguments_.schedule, tile, row + r)) continue;
             const uint8_t* value = shared_.panels[warp_][chunk / 8] + swizzled_offset(r, chunk % 8);
             auto* d = static_cast<uint16_t*>(output_.d) + row_offset(output_, tile, row + r) + column;
@@ -296,12 +333,12 @@ class Fp8GemmConsumer {
         const int lane = ptx::compute_here(lane_);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = warp_ * 16 + lane / 4 + 8 * half;
+            const int row = row_of_warp(tile) + lane / 4 + 8 * half;
             if (!is_owned(arguments_.schedule, tile, row)) continue;
             const int64_t first = row_offset(output_, tile, row);
 #pragma unroll
             for (int j = 0; j < Shape::BLOCK_N / 8; ++j) {
-                const int column = tile.first_column + 8 * j + 2 * (lane % 4);
+                const int column = first_column(tile) + 8 * j + 2 * (lane % 4);
                 const float* x = &sum[4 * j + 2 * half];
                 if (column >= arguments_.schedule.n) continue;
                 store_element(output_, first + column, x[0]);
@@ -315,8 +352,6 @@ class Fp8GemmConsumer {
     const Fp8GemmArguments& arguments_;
     const DirectOutput& output_;
     const int warp_, k_group_, lane_;  // the warp's place among those of its k group
-    RingDescriptor<Shape::kNumStages, sizeof(Shared::a[0]), Shape::kNumKGroups> a_;
-    RingDescriptor<Shape::kNumStages, sizeof(Shared::b[0]), Shape::kNumKGroups> b_;
     PipelineState<Shape::kNumStages, Shape::kNumKGroups> state_;
     StepsInTurn<Shape::kNumKGroups> steps_;
     uint32_t num_tiles_ = 0;

@@ -9,7 +9,9 @@
 // What sm90_fp8_gemm.cuh computes where nothing but TMA is needed and every CTA's tiles are known beforehand: one
 // loading warp, and no queue. Measured 2 to 5 % faster there (docs/fp8_gemm.md).
 //
-// Tile      Fp8GemmShape's; persistent, tiles by rasterize. Those that make no full wave may be shared step by step
+// Tile      Fp8GemmShape's; persistent, tiles by rasterize, or by rasterize_wide_late where the last 64 rows or fewer
+//           make wide tiles, as in sm90_fp8_gemm.cuh. Both blocks of columns come in one box of b: one warp issues all
+//           loads, and with a box more its steps took longer. Tiles that make no full wave may be shared step by step
 //           (stream_k.cuh): a warp leaves its sums in global memory, and the same warp of the CTA that has the tile's
 //           last step adds them to its own (left_sums.cuh).
 // Roles     warpgroups 0 .. kNumMathWarpgroups - 1: 64 rows each: WGMMA, promotion, epilogue.
@@ -34,11 +36,10 @@ namespace dso {
 
 template <typename Shape>
 struct Fp8GemmDenseShared {
-    alignas(kSwizzleAtomBytes) uint8_t a[Shape::kNumStages][Shape::kMaxRows * Shape::BLOCK_K];
-    alignas(kSwizzleAtomBytes) uint8_t b[Shape::kNumStages][Shape::BLOCK_N * Shape::BLOCK_K];
+    alignas(kSwizzleAtomBytes) uint8_t stages[Shape::kNumStages][Shape::kStageBytes];  // a's rows, and then b's
     alignas(kSwizzleAtomBytes) uint8_t panels[Shape::kNumMathWarpgroups][Shape::BLOCK_N / 64][64 * kSwizzleBytes];
     alignas(128) float sfa[Shape::kNumStages][Shape::kMaxRows];  // TMA writes to multiples of 128
-    float sfb[Shape::kNumStages];
+    float sfb[Shape::kNumStages][kWideBlocks];
     // Where the tile lies that a stage belongs to: its first row and column in d. To compute it takes divisions, which
     // the producer has time for.
     struct alignas(8) Place {
@@ -55,22 +56,33 @@ inline constexpr int kDenseProducerRegisters = 32, kDenseMathRegisters = 160;
 template <typename Shape>
 struct Fp8GemmTiles {
     int num_m_blocks, num_n_blocks;
+    bool has_wide;  // the last block of rows, which is low
     StreamKShape shape;
 
     DSO_DEVICE explicit Fp8GemmTiles(const Fp8GemmArguments& arguments)
         : num_m_blocks(ceil_div(arguments.schedule.m, Shape::kMaxRows)),
           num_n_blocks(ceil_div(arguments.schedule.n, Shape::BLOCK_N)),
-          shape{num_m_blocks * num_n_blocks, ceil_div(arguments.k, Shape::BLOCK_K), arguments.num_shared_tiles,
-                static_cast<int>(gridDim.x)} {}
+          has_wide(arguments.has_wide_tiles),
+          shape{has_wide ? grid().num_tiles() : num_m_blocks * num_n_blocks, ceil_div(arguments.k, Shape::BLOCK_K),
+                arguments.num_shared_tiles, static_cast<int>(gridDim.x)} {}
 
-    DSO_DEVICE Tile place(int tile) const { return rasterize(tile, num_m_blocks, num_n_blocks); }
+    DSO_DEVICE LowEndedGrid grid() const { return {num_m_blocks - 1, num_n_blocks}; }
+
+    DSO_DEVICE Tile place(int tile) const {
+        if (!has_wide) return rasterize(tile, num_m_blocks, num_n_blocks);
+        // Those that make no full wave are wide ones, if there are as many.
+        const int num_left = shape.num_tiles % shape.num_ctas;
+        return rasterize_wide_late(tile, grid(), num_left <= grid().num_wide() ? num_left : 0);
+    }
+
+    DSO_DEVICE bool is_wide(int first_row) const { return has_wide && first_row >= grid().num_full * Shape::kMaxRows; }
 };
 
 /// The producer warp's whole life: keeps the ring filled.
 template <typename Shape>
 DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const Fp8GemmMaps& maps,
                                        const Fp8GemmArguments& arguments) {
-    constexpr uint32_t kStageBytes = (Shape::kMaxRows + Shape::BLOCK_N) * Shape::BLOCK_K + Shape::kMaxRows * 4;
+    constexpr int kBlockBytes = Shape::BLOCK_N * Shape::BLOCK_K;
     const Fp8GemmTiles<Shape> tiles(arguments);
     typename Pipeline<Shape::kNumStages>::State state;
 
@@ -78,6 +90,11 @@ DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const 
         const StreamKPiece piece = stream_k_piece(tiles.shape, next);
         const Tile tile = tiles.place(piece.tile);
         const int first_row = tile.m_block * Shape::kMaxRows, first_column = tile.n_block * Shape::BLOCK_N;
+        const bool is_wide = tiles.is_wide(first_row), has_second = is_wide && tile.n_block + 1 < tiles.num_n_blocks;
+        const int num_a_bytes = (is_wide ? kLowRows : Shape::kMaxRows) * Shape::BLOCK_K;
+        const uint32_t num_bytes = num_a_bytes + (has_second ? 2 : 1) * kBlockBytes + Shape::kMaxRows * 4;
+        const TensorMap* map_a = is_wide ? &maps.other_a : &maps.a;
+        const TensorMap* map_b = has_second ? &maps.wide_b : &maps.b;
         const float* sfb =
             arguments.sfb + first_column / 128 * arguments.sfb_stride_n + piece.first_step * arguments.sfb_stride_k;
         for (int k_block = piece.first_step; k_block < piece.last_step; ++k_block, state.advance()) {
@@ -86,11 +103,13 @@ DSO_DEVICE void fp8_gemm_dense_produce(Fp8GemmDenseShared<Shape>& shared, const 
             if (ptx::elect_one()) {
                 const int column = k_block * Shape::BLOCK_K;
                 shared.places[state.stage] = {first_row, first_column};
-                ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
-                ptx::tma_load_3d(shared.a[state.stage], &maps.a, full, column, first_row, 0);
-                ptx::tma_load_3d(shared.b[state.stage], &maps.b, full, column, first_column, 0);
+                uint8_t *a = shared.stages[state.stage], *b = a + num_a_bytes;
+                ptx::mbarrier_arrive_expect_tx(full, num_bytes);
+                ptx::tma_load_3d(a, map_a, full, column, first_row, 0);
+                ptx::tma_load_3d(b, map_b, full, column, first_column, 0);
                 ptx::tma_load_3d(shared.sfa[state.stage], &maps.sfa, full, first_row, k_block, 0);
-                ptx::cp_async_4(&shared.sfb[state.stage], sfb, true);
+                ptx::cp_async_4(&shared.sfb[state.stage][0], sfb, true);
+                if (has_second) ptx::cp_async_4(&shared.sfb[state.stage][1], sfb + arguments.sfb_stride_n, true);
                 ptx::cp_async_mbarrier_arrive(full);
             }
             sfb += arguments.sfb_stride_k;
@@ -106,13 +125,7 @@ class Fp8GemmDenseConsumer {
 
     DSO_DEVICE Fp8GemmDenseConsumer(Shared& shared, const TensorMap* map_d, const Fp8GemmArguments& arguments,
                                     int warpgroup)
-        : shared_(shared),
-          map_d_(map_d),
-          arguments_(arguments),
-          warpgroup_(warpgroup),
-          scale_row_(warpgroup * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4),
-          base_a_(wgmma_descriptor(shared.a[0] + warpgroup * 64 * Shape::BLOCK_K)),
-          base_b_(wgmma_descriptor(shared.b[0])) {}
+        : shared_(shared), map_d_(map_d), arguments_(arguments), warpgroup_(warpgroup) {}
 
     DSO_DEVICE void run() {
         const Fp8GemmTiles<Shape> tiles(arguments_);
@@ -121,8 +134,11 @@ class Fp8GemmDenseConsumer {
             if (piece.first_step == piece.last_step) continue;
             shared_.pipeline.wait(state_);
             const Place place = shared_.places[state_.stage];
-            if (place.row + warpgroup_ * 64 < arguments_.schedule.m) {
-                compute(piece, place, piece.last_step == tiles.shape.num_steps);
+            // The same value in the whole warp, and the compiler must know it.
+            const int is_wide = __shfl_sync(0xFFFFFFFF, static_cast<int>(tiles.is_wide(place.row)), 0);
+            const Part part(warpgroup_, is_wide);
+            if (exists(place, part)) {
+                compute(piece, place, part, piece.last_step == tiles.shape.num_steps);
             } else {
                 pass_over(piece.last_step - piece.first_step);
             }
@@ -134,7 +150,26 @@ class Fp8GemmDenseConsumer {
     static constexpr int kNumSums = Shape::BLOCK_N / 2;
     using Place = typename Shared::Place;
 
-    DSO_DEVICE void compute(const StreamKPiece& piece, const Place& place, bool has_last_step) {
+    /// A warpgroup's 64 x BLOCK_N of a tile: where they begin, and where a's and b's rows do in a stage.
+    struct Part {
+        int row, column, b_row;
+
+        DSO_DEVICE Part(int warpgroup, int of_wide)
+            : row(of_wide ? 0 : warpgroup * 64),
+              column(of_wide ? warpgroup * Shape::BLOCK_N : 0),
+              b_row(of_wide ? kLowRows + column : Shape::kMaxRows) {}
+    };
+
+    DSO_DEVICE bool exists(const Place& place, const Part& part) const {
+        return part.column < Shape::kMostColumns && place.row + part.row < arguments_.schedule.m &&
+               place.column + part.column < arguments_.schedule.n;
+    }
+
+    DSO_DEVICE void compute(const StreamKPiece& piece, const Place& place, const Part& part, bool has_last_step) {
+        scale_row_ = part.row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+        column_block_ = part.column / Shape::BLOCK_N;
+        base_a_ = wgmma_descriptor(shared_.stages[0] + part.row * Shape::BLOCK_K);
+        base_b_ = wgmma_descriptor(shared_.stages[0] + part.b_row * Shape::BLOCK_K);
         float sum[kNumSums];
         multiply<true>(sum);
         const bool ends_early = has_last_step && ends_with_half_a_step(arguments_.k);
@@ -143,17 +178,18 @@ class Fp8GemmDenseConsumer {
         if (num_left > 0) multiply<false, Shape::BLOCK_K / 2>(sum);
         if (!has_last_step) return sums_of(blockIdx.x).leave(sum);
         for (int i = 1; i <= piece.num_before; ++i) sums_of(blockIdx.x - i).take(sum);
-        store_tile_by_tma(shared_.panels[warpgroup_], map_d_, sum, 1 + warpgroup_,
-                          {0, place.row + warpgroup_ * 64, place.column, arguments_.schedule.m, arguments_.schedule.n});
+        store_tile_by_tma(
+            shared_.panels[warpgroup_], map_d_, sum, 1 + warpgroup_,
+            {0, place.row + part.row, place.column + part.column, arguments_.schedule.m, arguments_.schedule.n});
     }
 
     /// A step; the first gives the sums their values.
     template <bool kIsFirst, int kDepth = Shape::BLOCK_K>
     DSO_DEVICE void multiply(float (&sum)[kNumSums]) {
-        const uint64_t a = advance_descriptor(base_a_, state_.stage * sizeof(shared_.a[0]));
-        const uint64_t b = advance_descriptor(base_b_, state_.stage * sizeof(shared_.b[0]));
+        const uint64_t a = advance_descriptor(base_a_, state_.stage * Shape::kStageBytes);
+        const uint64_t b = advance_descriptor(base_b_, state_.stage * Shape::kStageBytes);
         shared_.pipeline.wait(state_);
-        const float sfb = shared_.sfb[state_.stage];
+        const float sfb = shared_.sfb[state_.stage][column_block_];
         const float upper = shared_.sfa[state_.stage][scale_row_] * sfb;
         const float lower = shared_.sfa[state_.stage][scale_row_ + 8] * sfb;
         float partial[kNumSums];
@@ -167,7 +203,7 @@ class Fp8GemmDenseConsumer {
         }
     }
 
-    /// None of the tile's rows are this warpgroup's.
+    /// None of the tile is this warpgroup's.
     DSO_DEVICE void pass_over(int num_steps) {
         for (int i = num_steps; i > 0; --i) {
             shared_.pipeline.wait(state_);
@@ -190,8 +226,9 @@ class Fp8GemmDenseConsumer {
     Shared& shared_;
     const TensorMap* map_d_;
     const Fp8GemmArguments& arguments_;
-    const int warpgroup_, scale_row_;
-    const uint64_t base_a_, base_b_;
+    const int warpgroup_;
+    int scale_row_, column_block_;  // of this tile, as the descriptors are
+    uint64_t base_a_, base_b_;
     typename Pipeline<Shape::kNumStages>::State state_;
 };
 

@@ -44,7 +44,7 @@ template <int kMaxRows_, int BLOCK_N_, int kNumKGroups_, int kNumStages_, int kC
 struct Fp8SwapAbShape {
     static constexpr int kMaxRows = kMaxRows_, kNumKGroups = kNumKGroups_, kNumStages = kNumStages_;
     static constexpr int kRowStep = 8, kColumnStep = 64, kCtasPerSm = kCtasPerSm_;
-    static constexpr int BLOCK_N = BLOCK_N_, BLOCK_K = 128, kNumNGroups = BLOCK_N / 64;
+    static constexpr int BLOCK_N = BLOCK_N_, kMostColumns = BLOCK_N, BLOCK_K = 128, kNumNGroups = BLOCK_N / 64;
     static constexpr int kNumMathThreads = 128 * kNumKGroups * kNumNGroups;
     static constexpr int kNumThreads = kNumMathThreads + 32 * kNumLoaderWarps;
     static constexpr int kScaleRun = kMaxRows;              // floats of sfa that a step loads
@@ -63,11 +63,14 @@ struct Fp8SwapAbShared {
         float received[Shape::kNumKGroups * Shape::kMaxRows * Shape::kSumPitch];
     };
     alignas(128) float sfa[Shape::kNumStages][align_up(Shape::kMaxRows, 32)];  // TMA writes to multiples of 128
-    float sfb[Shape::kNumStages];
+    float sfb[Shape::kNumStages][1];
     alignas(8) Pipeline<Shape::kNumStages> pipeline;
     TileQueue queue;
     uint64_t guessed[Shape::kGuesses ? Shape::kNumStages : 1];  // b of the first tile (GuessedTile)
     uint64_t all_received;
+
+    DSO_DEVICE uint8_t* a_of(uint32_t stage) { return a[stage]; }
+    DSO_DEVICE uint8_t* b_of(uint32_t stage, const GemmTile&) { return b[stage]; }
 };
 
 template <typename Shape>
@@ -129,7 +132,7 @@ class Fp8SwapAbConsumer {
             shared_.pipeline.wait(state_);
             start_multiply<kTokens>(partial, b_.get(), a_.get());
 
-            const float sfb = shared_.sfb[state_.stage];
+            const float sfb = shared_.sfb[state_.stage][0];
             const auto* sfa = reinterpret_cast<const float2*>(shared_.sfa[state_.stage]) + thread_ % 4;
             if constexpr (kTokens <= 64) {
                 float scales[kTokens / 4];  // read, and used, while the tensor core works

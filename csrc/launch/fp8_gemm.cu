@@ -6,6 +6,7 @@
 
 #include "device/counter.cuh"
 #include "device/math.cuh"
+#include "device/scheduler.cuh"
 #include "launch/clear_rows.h"
 #include "launch/cuda_check.h"
 #include "launch/device_info.h"
@@ -61,30 +62,41 @@ bool brings_sfa_by_tma(const GroupedGemm& x, const Fp8GemmConfig& tile) {
 }
 
 // Operands are tiles of rows of 128 bytes, under the swizzle that WGMMA reads.
-dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, Fp8GemmLaunch& launch) {
+dso_status encode_maps(const GroupedGemm& x, const Fp8GemmConfig& tile, bool has_wide_tiles, Fp8GemmLaunch& launch) {
     const dso_fp8_gemm& gemm = x.gemm;
     const dso_m_grouped_fp8_gemm& group = x.group;
     const int64_t k = gemm.k, matrices = x.num_a_matrices();
+    Fp8GemmArguments& arguments = launch.arguments;
     const bool dense = x.row_layout == RowLayout::kDense;
+    const auto encode_a = [&](int64_t box_rows, TensorMap* map) {
+        return encode_tensor_map({gemm.a, matrices, gemm.m, k, group.a_stride_group, gemm.a_stride, 1,
+                                  static_cast<int>(box_rows), 128, true},
+                                 map);
+    };
+    const auto encode_b = [&](int box_rows, TensorMap* map) {
+        return encode_tensor_map(
+            {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, box_rows, 128, true}, map);
+    };
     // A group's rows end anywhere: of what is not its own little should be loaded.
     const int box_rows = dense || tile.max_rows < 64 ? tile.max_rows : tile.swaps_operands ? tile.max_rows / 2 : 64;
-    Fp8GemmArguments& arguments = launch.arguments;
     arguments.a_box_rows = static_cast<int>(dense ? std::min<int64_t>(gemm.m, box_rows) : box_rows);
-
-    DSO_TRY(encode_tensor_map(
-        {gemm.a, matrices, gemm.m, k, group.a_stride_group, gemm.a_stride, 1, arguments.a_box_rows, 128, true},
-        &launch.maps.a));
+    DSO_TRY(encode_a(arguments.a_box_rows, &launch.maps.a));
+    arguments.has_high_boxes = !dense && tile.is_largest();
+    if (arguments.has_high_boxes) DSO_TRY(encode_a(tile.max_rows, &launch.maps.other_a));
     // The last tiles may have half the columns.
     const bool halves = x.row_layout == RowLayout::kMasked && tile.swaps_operands && tile.block_n == 128;
     arguments.b_box_rows = halves ? tile.block_n / 2 : tile.block_n;
-    DSO_TRY(encode_tensor_map(
-        {gemm.b, group.num_groups, gemm.n, k, group.b_stride_group, gemm.b_stride, 1, arguments.b_box_rows, 128, true},
-        &launch.maps.b));
+    DSO_TRY(encode_b(arguments.b_box_rows, &launch.maps.b));
     arguments.sfa_by_tma = brings_sfa_by_tma(x, tile);
     const bool stores_by_tma =
         !tile.swaps_operands && tile.block_n >= 64 && gemm.d_dtype == DSO_BF16 && !gemm.accumulate;
     launch.is_dense_by_tma =
         dense && tile.is_largest() && stores_by_tma && arguments.sfa_by_tma && gemm.m >= tile.max_rows;
+    arguments.has_wide_tiles = launch.is_dense_by_tma && has_wide_tiles;
+    if (arguments.has_wide_tiles) {
+        DSO_TRY(encode_a(kLowRows, &launch.maps.other_a));
+        DSO_TRY(encode_b(kWideBlocks * tile.block_n, &launch.maps.wide_b));
+    }
     // A run of scales, and panels of 64 columns for 64 rows or, where rows may be another's, a warp's 16.
     const int scale_run = launch.is_dense_by_tma ? tile.max_rows : tile.scale_run();
     const int panel_rows = launch.is_dense_by_tma ? 64 : 16;
@@ -163,7 +175,7 @@ dso_status launch_by_plan(const GroupedGemm& x, const Fp8GemmPlan& plan, int dev
     arguments.sfb_stride_n = gemm.sfb_stride_n;
     arguments.sfb_stride_k = gemm.sfb_stride_k;
     launch.output = {gemm.d, group.d_stride_group, gemm.d_stride, gemm.d_dtype == DSO_BF16, gemm.accumulate != 0};
-    DSO_TRY(encode_maps(x, tile, launch));
+    DSO_TRY(encode_maps(x, tile, plan.has_wide_tiles(gemm.m, gemm.n, num_sms), launch));
     if (gemm.workspace && draws_tiles(x, tile, num_sms))
         arguments.schedule.counter = static_cast<unsigned long long*>(gemm.workspace);
     if (plan.num_shared_tiles > 0 && launch.is_dense_by_tma && gemm.workspace) {

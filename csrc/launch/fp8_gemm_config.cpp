@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "device/math.cuh"
+#include "device/scheduler.cuh"
 #include "device/stream_k.cuh"
 #include "launch/deepseek_kernels.h"
 #include "launch/status.h"
@@ -22,11 +23,13 @@ constexpr double kReduction = 0.42;      // of sums between two CTAs of a cluste
 constexpr double kTallReduction = 3.26;  // where these are of 128 x 128
 constexpr double kDoubling = 0.07;       // of their number
 constexpr double kBytesPerMicrosecond = 4.40e6;
-constexpr double kIdle = 0.34;     // SMs without a CTA are missed by the memory, too
-constexpr double kSharing = 0.64;  // CTAs that share an SM hinder each other
-constexpr double kReread = 0.06;   // of the memory's time, for each block of rows that reads the weights again
-constexpr double kWide = 0.96;     // of the memory's time, where 128 rows of weights come together
-constexpr double kExchange = 6.5;  // of sums through memory, where tiles are shared
+constexpr double kIdle = 0.34;       // SMs without a CTA are missed by the memory, too
+constexpr double kSharing = 0.64;    // CTAs that share an SM hinder each other
+constexpr double kReread = 0.06;     // of the memory's time, for each block of rows that reads the weights again
+constexpr double kWide = 0.96;       // of the memory's time, where 128 rows of weights come together
+constexpr double kExchange = -3.4;   // of sums through memory, where tiles are shared
+constexpr double kSharedTile = 0.1;  // more, for each of these: their CTAs leave and take sums at the same time
+constexpr double kPart = 1.7;        // more, for each CTA that has a part of the same tile: one adds them all up
 
 struct Cost {
     double step;  // 128 of K, of a CTA that has its SM for itself
@@ -47,7 +50,7 @@ double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, 
     const Fp8GemmConfig& tile = plan.tile();
     const Cost& cost = kCosts[plan.config];
     const int64_t num_row_blocks = ceil_div<int64_t>(m, tile.max_rows);
-    const int64_t num_tiles = plan.num_tiles(m, n), num_ctas = num_tiles * plan.num_splits;
+    const int64_t num_tiles = plan.num_tiles(m, n, num_sms), num_ctas = num_tiles * plan.num_splits;
     const bool ends_early = !tile.swaps_operands && tile.num_k_groups == 1 && plan.num_splits == 1;  // with half a step
     const double num_steps = ends_early
                                  ? 0.5 * static_cast<double>(ceil_div<int64_t>(k, 64))
@@ -66,7 +69,10 @@ double estimated_time(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, 
     const double work = num_rounds * (num_steps * cost.step * slower + cost.tile);
     const double reduction =
         tile.swaps_operands ? kReduction + kDoubling * (std::log2(plan.num_splits) - 1) : kTallReduction;
-    const double exchange = shares_tiles ? kExchange : plan.num_splits > 1 ? reduction : 0;
+    const int shared = plan.num_shared_tiles;
+    const double exchange = shared > 0            ? kExchange + kSharedTile * shared + kPart * num_sms / shared
+                            : plan.num_splits > 1 ? reduction
+                                                  : 0;
     return kLaunch + std::max(memory, work) + reread + exchange;
 }
 
@@ -82,20 +88,31 @@ bool adds_in_order(const Fp8GemmPlan& plan) {
 
 /// The tiles that make no full wave, if they can be shared.
 int64_t tiles_to_share(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int num_sms) {
-    const int64_t left_over = plan.num_tiles(m, n) % num_sms;
+    const int64_t left_over = plan.num_tiles(m, n, num_sms) % num_sms;
     return plan.tile().is_largest() && StreamKShape::fits(left_over, ceil_div<int64_t>(k, 128), num_sms) ? left_over
                                                                                                          : 0;
 }
 
 }  // namespace
 
-int64_t Fp8GemmPlan::num_tiles(int64_t m, int64_t n) const {
-    return ceil_div<int64_t>(m, tile().max_rows) * ceil_div<int64_t>(n, tile().block_n);
+bool Fp8GemmPlan::has_wide_tiles(int64_t m, int64_t n, int num_sms) const {
+    // With fewer waves they save none, and where tiles are shared, fewer tiles are no simple fraction of the CTAs: 88
+    // are two thirds of 132, and every third CTA is at the same step; of 86 none is where another is, which L2 likes
+    // less.
+    constexpr int kWaves = 2;
+    return tile().is_largest() && ends_low(m, tile().max_rows) &&
+           m / tile().max_rows * ceil_div<int64_t>(n, tile().block_n) >= int64_t{kWaves} * num_sms;
+}
+
+int64_t Fp8GemmPlan::num_tiles(int64_t m, int64_t n, int num_sms) const {
+    const int64_t num_n_blocks = ceil_div<int64_t>(n, tile().block_n);
+    if (!has_wide_tiles(m, n, num_sms)) return ceil_div<int64_t>(m, tile().max_rows) * num_n_blocks;
+    return m / tile().max_rows * num_n_blocks + ceil_div<int64_t>(num_n_blocks, kWideBlocks);
 }
 
 bool is_possible(const Fp8GemmPlan& plan, int64_t m, int64_t n, int64_t k, int num_sms) {
     if (plan.config < 0 || plan.config >= kNumConfigs) return false;
-    const int64_t num_tiles = plan.num_tiles(m, n), num_steps = ceil_div<int64_t>(k, 128);
+    const int64_t num_tiles = plan.num_tiles(m, n, num_sms), num_steps = ceil_div<int64_t>(k, 128);
     if (plan.num_shared_tiles != 0)
         return plan.num_splits == 1 && plan.num_shared_tiles == tiles_to_share(plan, m, n, k, num_sms);
     if (plan.num_splits == 1) return true;
@@ -121,7 +138,7 @@ Fp8GemmPlan plan_fp8_gemm(int64_t m, int64_t n, int64_t k, bool batch_invariant,
         for (int num_splits = 1; num_splits <= tile.most_splits; num_splits *= 2) {
             const Fp8GemmPlan plan{config, num_splits};
             if (!is_possible(plan, m, n, k, num_sms) || (batch_invariant && !adds_in_order(plan))) continue;
-            if (num_splits > 1 && !fits_at_once(plan, plan.num_tiles(m, n) * num_splits, num_sms)) continue;
+            if (num_splits > 1 && !fits_at_once(plan, plan.num_tiles(m, n, num_sms) * num_splits, num_sms)) continue;
             consider(plan);
         }
         const Fp8GemmPlan whole{config, 1};

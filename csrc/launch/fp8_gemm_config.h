@@ -32,7 +32,7 @@ struct Fp8GemmConfig {
     /// What the kernel's shared memory comes to at most (static_assert in fp8_gemm_instance.cuh).
     constexpr int shared_bytes() const {
         const int scales = (scale_run() + 31) / 32 * 128 + 4, barriers = (swaps_operands ? 3 : 2) * 8;
-        const int stage = (max_rows + block_n) * 128 + scales + barriers;
+        const int stage = (max_rows + block_n) * 128 + scales + (is_largest() ? 4 : 0) + barriers;
         const int output = swaps_operands ? num_k_groups * max_rows * (block_n + 4) * 4
                                           : max_rows * (std::max(block_n, 64) * 2 + (num_k_groups - 1) * block_n * 4);
         const int used = num_stages * stage + output + 256;  // with the queue of tiles
@@ -54,7 +54,10 @@ struct Fp8GemmPlan {
     int num_shared_tiles = 0;  // all that make no full wave, which CTAs compute step by step (device/stream_k.cuh)
 
     constexpr const Fp8GemmConfig& tile() const { return kFp8GemmConfigs[config]; }
-    int64_t num_tiles(int64_t m, int64_t n) const;
+
+    /// Whether the tiles of a low last block of rows are wide (sm90_fp8_gemm_dense.cuh).
+    bool has_wide_tiles(int64_t m, int64_t n, int num_sms) const;
+    int64_t num_tiles(int64_t m, int64_t n, int num_sms) const;
 };
 
 /// The room for what the CTAs leave to each other where they share tiles: sums, and whether these are there.

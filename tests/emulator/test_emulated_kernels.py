@@ -23,6 +23,7 @@ from tests.support import (
     assert_rounded_once,
     bits,
     dequantized_product,
+    num_left_tiles,
     quantized_operands,
 )
 
@@ -130,11 +131,14 @@ def test_no_order_of_events_changes_a_bit(plan, num_sms, seed, kernels):
     assert torch.equal(bits(dense(kernels, operands, plan=plan)), bits(want))
 
 
-@pytest.mark.parametrize("num_sms", [2, 4, 5, 7, 8, 10, 13, 16])
-def test_ctas_that_share_tiles_give_the_same_bits_in_every_order_of_events(num_sms, kernels):
-    """Of nine tiles all that make no full wave: one for all, parts within a tile, and parts of two."""
-    operands = mn_major(quantized_operands(400, 264, 1168, "cpu"))
-    plan = (MANY_ROWS, 1, 9 % num_sms)
+@pytest.mark.parametrize(
+    ("rows", "num_sms"), [*((500, sms) for sms in (2, 4, 5, 7, 8, 10, 13, 16)), (400, 3), (1600, 3), (1600, 5)]
+)
+def test_ctas_that_share_tiles_give_the_same_bits_in_every_order_of_events(rows, num_sms, kernels):
+    """Of nine tiles all that make no full wave: one for all, parts within a tile, and parts of two. Of eight and of 26,
+    two of which are wide: some of those, and others."""
+    operands = mn_major(quantized_operands(rows, 264, 1168, "cpu"))
+    plan = (MANY_ROWS, 1, num_left_tiles(rows, 264, num_sms))
     kernels.use(num_sms)
     first = dense(kernels, operands, plan=plan)
     assert_gemm_close(first, dequantized_product(*operands), BF16_LIMIT)
@@ -167,6 +171,24 @@ def test_the_packages_own_choice_shares_tiles_and_is_right(num_sms, kernels):
     kernels.use(num_sms)
     operands = mn_major(quantized_operands(385, 264, 5008, "cpu"))
     assert_gemm_close(dense(kernels, operands), dequantized_product(*operands), BF16_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "num_sms"),
+    [
+        *((193, 8, 1), (256, 136, 1), (400, 264, 1), (400, 264, 3), (400, 264, 4)),
+        *((1600, 392, 3), (1600, 392, 4), (1600, 392, 16)),
+    ],
+)
+def test_a_low_last_block_of_rows_changes_no_bit(m, n, num_sms, kernels):
+    """Its tiles are wide if there are two waves of others, but for the last of an odd number of columns. If so many
+    make no full wave they are the last of all. 1,600 rows are a band of eight blocks, and a low one."""
+    operands = mn_major(quantized_operands(m, n, 400 if m < 1000 else 144, "cpu"))
+    want = dense(kernels, operands, plan=(tall(1, 64), 1))
+    assert_gemm_close(want, dequantized_product(*operands), BF16_LIMIT)
+    for seed in range(2):
+        kernels.use(num_sms, seed)
+        assert torch.equal(bits(dense(kernels, operands, plan=(MANY_ROWS, 1))), bits(want))
 
 
 @pytest.mark.parametrize("config", range(len(TILES)))
@@ -298,6 +320,25 @@ def test_tiles_that_ctas_draw_give_the_bits_of_a_fixed_order(config, kernels):
         assert_only_own_rows(got[0][i], want, [0] * count + [-1] * (m - count), torch.bfloat16)
     for other in got[1:]:
         assert torch.equal(bits(got[0]), bits(other))
+
+
+@pytest.mark.parametrize("n", [72, 136, 264])
+@pytest.mark.parametrize("num_sms", [1, 5])
+def test_groups_that_end_low_make_wide_tiles_of_the_same_bits(num_sms, n, kernels):
+    counts = (64, 1, 193, 256, 0, 257, 400)
+    a, sfa, b, sfb = grouped_operands((len(counts), max(counts)), len(counts), n=n, k=272)
+    got = []
+    for seed, config in enumerate((tall(1, 64), MANY_ROWS)):
+        out = Guarded((len(counts), max(counts), n), torch.bfloat16, "cpu")
+        out.tensor.fill_(5)
+        kernels.use(num_sms, seed)
+        kernels.m_grouped_fp8_gemm_nt((a, sfa, b, sfb), out.tensor, MASKED, int32(counts), config=config)
+        out.assert_intact()
+        got.append(out.tensor)
+    for i, count in enumerate(counts):
+        want = dequantized_product(a[i], sfa[i], b[i], sfb[i])
+        assert_only_own_rows(got[0][i], want, [0] * count + [-1] * (max(counts) - count), torch.bfloat16)
+    assert torch.equal(bits(got[0]), bits(got[1]))
 
 
 GUESSES = [
