@@ -66,7 +66,9 @@ COMPARED = {
     "loaders": "h200-fp8-gemm-loaders.json",
     "steps_in_turn": "h200-fp8-gemm-steps-in-turn.json",
     "tile_end": "h200-fp8-gemm-tile-end.json",
+    "wide_tiles": "h200-fp8-gemm-wide-tiles.json",
     "masked_few_rows": "h200-masked-few-rows.json",
+    "masked_many_rows": "h200-masked-many-rows.json",
 }
 """Tables of designs that were compared once, each in a file of its own."""
 OURS = "deepseek_ops"
